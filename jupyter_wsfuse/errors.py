@@ -107,9 +107,18 @@ def errno_of(exc: BaseException) -> int:
     return errno.EIO
 
 
+# Where two names share a number, ``errno.errorcode`` has one of them; these are the ones of POSIX.
+_NAMES: Final[dict[int, str]] = {
+    **errno.errorcode,
+    errno.EAGAIN: "EAGAIN",
+    errno.EDEADLK: "EDEADLK",
+    errno.EOPNOTSUPP: "EOPNOTSUPP",
+}
+
+
 def errno_name(number: int) -> str:
     """The portable name of an errno number, ``"EIO"`` for one that this system does not know."""
-    return errno.errorcode.get(number, "EIO")
+    return _NAMES.get(number, "EIO")
 
 
 def errno_number(name: str) -> int:
