@@ -1,0 +1,233 @@
+"""Operations on names: looking up, making, linking, removing, renaming and listing the entries of
+directories.
+
+The parent is resolved to a descriptor first, and the kernel is given that and one single name, so whatever
+happens to the way there meanwhile, the change is made in the directory that was meant.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Final
+
+from jupyter_wsfuse.engine import syscalls
+from jupyter_wsfuse.engine.context import Context, Payload, Result, entry_path, owned_by
+from jupyter_wsfuse.engine.sandbox import check_name, proc_path
+from jupyter_wsfuse.errors import SandboxError, os_error
+from jupyter_wsfuse.protocol import messages as m
+
+_TARGET_MAX: Final = 4095  # bytes of a symbolic link's target, PATH_MAX without the NUL
+_LISTING_BYTES: Final = 768 << 10  # of one reply, so that it stays well within a frame's header
+_ENTRY_BYTES: Final = 160  # of an entry with attributes, without its name, at most
+
+
+def lookup(context: Context, request: m.Lookup, payload: Payload, nowait: bool) -> Result:
+    sandbox = context.sandbox
+    with sandbox.resolve(request.parent, context.handles, nowait) as parent:
+        fd = sandbox.lookup(parent.fd, request.name, nowait)
+        try:
+            return m.AttrReply(request.seq, sandbox.stat(fd, nowait)), b""
+        finally:
+            os.close(fd)
+
+
+def entry_attr(context: Context, directory: int, name: bytes) -> m.Attr:
+    """The attributes of an entry, itself if it is a symbolic link."""
+    fd = context.sandbox.open_entry(directory, name)
+    try:
+        return context.sandbox.stat(fd)
+    finally:
+        os.close(fd)
+
+
+# --- making
+
+
+def mkdir(context: Context, request: m.MkDir, payload: Payload, nowait: bool) -> Result:
+    check_name(request.name)
+    with context.sandbox.resolve(request.parent, context.handles) as parent:
+        with owned_by(context, request.uid, request.gid):
+            os.mkdir(request.name, request.mode & 0o7777, dir_fd=parent.fd)
+        return m.AttrReply(request.seq, entry_attr(context, parent.fd, request.name)), b""
+
+
+def mknod(context: Context, request: m.MkNod, payload: Payload, nowait: bool) -> Result:
+    check_name(request.name)
+    kind = stat.S_IFMT(request.mode) or stat.S_IFREG
+    if kind in (stat.S_IFCHR, stat.S_IFBLK):
+        raise os_error(errno.EPERM)
+    if kind not in (stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK):
+        raise os_error(errno.EINVAL)
+    with context.sandbox.resolve(request.parent, context.handles) as parent:
+        with owned_by(context, request.uid, request.gid):
+            os.mknod(request.name, kind | request.mode & 0o7777, dir_fd=parent.fd)
+        return m.AttrReply(request.seq, entry_attr(context, parent.fd, request.name)), b""
+
+
+def symlink(context: Context, request: m.SymLink, payload: Payload, nowait: bool) -> Result:
+    """The target is stored as it is: it is the client's kernel that will follow it."""
+    check_name(request.name)
+    if not request.target:
+        raise os_error(errno.ENOENT)
+    if b"\0" in request.target:
+        raise os_error(errno.EINVAL)
+    if len(request.target) > _TARGET_MAX:
+        raise os_error(errno.ENAMETOOLONG)
+    with context.sandbox.resolve(request.parent, context.handles) as parent:
+        with owned_by(context, request.uid, request.gid):
+            os.symlink(request.target, request.name, dir_fd=parent.fd)
+        return m.AttrReply(request.seq, entry_attr(context, parent.fd, request.name)), b""
+
+
+def link(context: Context, request: m.Link, payload: Payload, nowait: bool) -> Result:
+    """Another name for the very file of ``ref``, also if that is a symbolic link or has no name yet."""
+    with context.sandbox.resolve(request.ref, context.handles) as target:
+        check_name(request.name)
+        with context.sandbox.resolve(request.parent, context.handles) as parent:
+            # Following /proc/self/fd/N ends at the descriptor's own file. AT_EMPTY_PATH would need
+            # CAP_DAC_READ_SEARCH.
+            os.link(proc_path(target.fd), request.name, dst_dir_fd=parent.fd, follow_symlinks=True)
+        return m.AttrReply(request.seq, context.sandbox.stat(target.fd)), b""
+
+
+# --- removing
+
+
+class _Victim:
+    """An entry that is about to be removed or replaced, held so that it can be looked at, and pinned,
+    afterwards."""
+
+    def __init__(self, context: Context, directory: int, name: bytes) -> None:
+        self.context = context
+        check_name(name)
+        try:
+            self.fd = context.sandbox.open_entry(directory, name)
+        except SandboxError:
+            raise os_error(errno.EBUSY, "another file system is mounted there") from None
+
+    def __enter__(self) -> _Victim:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        os.close(self.fd)
+
+    @property
+    def attr(self) -> m.Attr:
+        return self.context.sandbox.stat(self.fd)
+
+    def pin(self, attr: m.Attr, path: bytes) -> int:
+        """The id of a handle that keeps the file reachable."""
+        fd = os.open(proc_path(self.fd), os.O_PATH | os.O_CLOEXEC)
+        handle = self.context.handles.add(
+            fd,
+            flags=os.O_PATH,
+            identity=attr.identity,
+            directory=stat.S_ISDIR(attr.mode),
+            path=path,
+            pin=True,
+        )
+        return handle.id
+
+
+def unlink(context: Context, request: m.Unlink, payload: Payload, nowait: bool) -> Result:
+    with (
+        context.sandbox.resolve(request.parent, context.handles) as parent,
+        _Victim(context, parent.fd, request.name) as victim,
+    ):
+        os.unlink(request.name, dir_fd=parent.fd)
+        attr = victim.attr
+        pin = 0
+        if request.pin and not attr.nlink:
+            pin = victim.pin(attr, entry_path(request.parent, request.name))
+        return m.RemovedReply(request.seq, attr, pin), b""
+
+
+def rmdir(context: Context, request: m.RmDir, payload: Payload, nowait: bool) -> Result:
+    with (
+        context.sandbox.resolve(request.parent, context.handles) as parent,
+        _Victim(context, parent.fd, request.name) as victim,
+    ):
+        os.rmdir(request.name, dir_fd=parent.fd)
+        attr = victim.attr
+        pin = victim.pin(attr, entry_path(request.parent, request.name)) if request.pin else 0
+        return m.RemovedReply(request.seq, attr, pin), b""
+
+
+def rename(context: Context, request: m.Rename, payload: Payload, nowait: bool) -> Result:
+    if request.flags not in (0, syscalls.RENAME_NOREPLACE, syscalls.RENAME_EXCHANGE):
+        raise os_error(errno.EINVAL)
+    check_name(request.new_name)
+    handles = context.handles
+    with (
+        context.sandbox.resolve(request.parent, handles) as parent,
+        context.sandbox.resolve(request.new_parent, handles) as new_parent,
+    ):
+        if not stat.S_ISDIR(new_parent.attr.mode):  # comes before what is wrong with the names
+            raise os_error(errno.ENOTDIR)
+        return _rename(context, request, parent.fd, new_parent.fd), b""
+
+
+def _rename(context: Context, request: m.Rename, parent: int, new_parent: int) -> m.RemovedReply:
+    old, new = (parent, request.name), (new_parent, request.new_name)
+    with _Victim(context, *old) as source:
+        if request.flags:  # nothing is replaced
+            syscalls.rename(*old, *new, request.flags)
+            return m.RemovedReply(request.seq, moved=source.attr)
+        try:
+            replaced = _Victim(context, *new)
+        except FileNotFoundError:
+            syscalls.rename(*old, *new, 0)
+            return m.RemovedReply(request.seq, moved=source.attr)
+        with replaced:
+            syscalls.rename(*old, *new, 0)
+            attr, moved = replaced.attr, source.attr
+            if attr.identity == moved.identity:  # two names of one file: POSIX leaves both as they are
+                return m.RemovedReply(request.seq, moved=moved)
+            gone = stat.S_ISDIR(attr.mode) or not attr.nlink
+            pin = (
+                replaced.pin(attr, entry_path(request.new_parent, request.new_name))
+                if request.pin and gone
+                else 0
+            )
+            return m.RemovedReply(request.seq, attr, pin, moved)
+
+
+# --- listing
+
+
+def read_dir(context: Context, request: m.ReadDir, payload: Payload, nowait: bool) -> Result:
+    if request.limit <= 0 or not 0 <= request.cookie < 1 << 63:
+        raise os_error(errno.EINVAL)
+    with context.handles.use(request.handle) as handle:
+        if not handle.directory:
+            raise os_error(errno.ENOTDIR)
+        with handle.reading:
+            found, end = _list(handle.fd, request.cookie, request.limit)
+        sandbox = context.sandbox
+        mounted = sandbox.mounted_in(handle.fd) if request.plus else frozenset()
+        entries = []
+        for name, cookie, ino, kind in found:
+            attr = None
+            if request.plus and name not in (b".", b".."):
+                attr = sandbox.stat_entry(handle.fd, name, mounted)
+            if attr is not None:
+                ino, kind = attr.ino, stat.S_IFMT(attr.mode) >> 12
+            entries.append(m.DirEntry(name, cookie, ino, kind, attr))
+        return m.DirReply(request.seq, entries, end), b""
+
+
+def _list(fd: int, cookie: int, limit: int) -> tuple[list[tuple[bytes, int, int, int]], bool]:
+    """At most *limit* entries after *cookie*, and whether the directory ends after them."""
+    os.lseek(fd, cookie, os.SEEK_SET)
+    found: list[tuple[bytes, int, int, int]] = []
+    room = _LISTING_BYTES
+    while len(found) < limit and room > 0:
+        # No entry is shorter than 24 bytes: hardly ever more is read than may be returned.
+        batch = syscalls.read_directory(fd, 24 * (limit - len(found)))
+        if not batch:
+            return found, True
+        found += batch[: limit - len(found)]
+        room -= sum(len(entry[0]) + _ENTRY_BYTES for entry in batch)
+    return found, False
