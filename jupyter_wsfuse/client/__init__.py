@@ -1,0 +1,1 @@
+"""Everything that a mount needs except FUSE."""

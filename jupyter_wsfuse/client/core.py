@@ -1,0 +1,254 @@
+"""What all operations share: asking the server about nodes, and presenting what it says to the kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from ..errors import errno_of, os_error
+from ..protocol.messages import Attr, Close, GetAttr, Ref, Reply, Request
+from .api import Caller, Entry, Invalidator, NoInvalidator, Recorder, Requester, VfsOptions
+from .cache import Cache
+from .handles import OpenFile
+from .profiler import Profiler
+from .tree import Node, Tree, Version
+
+log = logging.getLogger(__name__)
+
+AnyReply = TypeVar("AnyReply", bound=Reply)
+
+#: A file that changed less than this many nanoseconds ago may change again without another mtime
+#: (a tick of the server's clock, plus what its clock and ours may differ by).
+_RACY: int = 10**9
+
+_NOTHING = Attr(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+
+
+class Core:
+    """State and helpers; the operations are in the classes derived from this one."""
+
+    def __init__(
+        self,
+        connection: Requester,
+        options: VfsOptions,
+        recorder: Recorder | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.connection = connection
+        self.options = options
+        self.invalidator: Invalidator = NoInvalidator()
+        self.stats = Profiler()
+        self.tree = Tree(options.subdir.strip(b"/"), recorder)
+        self.tree.on_drop = self._dropped
+        self.cache = Cache(options, clock, wall)
+        self.files: dict[int, OpenFile] = {}
+        self.read_only = options.read_only
+        self._wall = wall
+
+    # --- asking ----------------------------------------------------------------------------------------
+
+    def ref(self, node: Node) -> Ref:
+        """*node* for the server: by path and identity, or by a handle if it has no name any more."""
+        path = self.tree.path_of(node)
+        if path is not None:
+            # The root is whatever stands there: its identity is not ours to insist on.
+            return Ref(path, None if node is self.tree.root else node.identity)
+        handle = node.reach()
+        if handle:
+            return Ref(b"", None, handle)
+        raise os_error(errno.ESTALE, "the file has no name any more")
+
+    async def ask(self, expected: type[AnyReply], request: Request, key: int = 0, **nodes: Node) -> AnyReply:
+        """Send *request* and return its reply.
+
+        *key* is the kernel's number of the operation, given with the one request of it that changes something.
+        *nodes* names the fields that are references: when the server answers ``ESTALE``, those are tried in
+        another way before the kernel is told.
+        """
+        try:
+            reply, _ = await self.connection.call(request, key=key)
+        except OSError as error:
+            if error.errno != errno.ESTALE or not nodes:
+                raise
+            if not await self._other_ways(request, nodes):
+                raise
+            reply, _ = await self.connection.call(request, key=key)
+        if type(reply) is not expected:
+            raise os_error(errno.EIO, f"the server answered {request} with {reply}")
+        return reply
+
+    async def _other_ways(self, request: Request, nodes: dict[str, Node]) -> bool:
+        found = False
+        for field, node in nodes.items():
+            ref = await self._other_way(node, getattr(request, field))
+            if ref is not None:
+                setattr(request, field, ref)
+                found = True
+        return found
+
+    async def _other_way(self, node: Node, stale: Ref) -> Ref | None:
+        """Another reference to *node* than *stale*, if there is one."""
+        self.cache.drop_attr(node.identity)
+        if stale.handle:
+            return None
+        handle = node.reach()
+        if handle:
+            return Ref(b"", None, handle)
+        await self._mend(node)
+        path = self.tree.path_of(node)
+        return Ref(path, stale.identity) if path is not None and path != stale.path else None
+
+    async def _mend(self, node: Node) -> None:
+        """Find the first step of the path to *node* that is not true any more, and forget that one."""
+        steps = self.tree.chain(node)
+        answers = await asyncio.gather(
+            *(self.connection.call(GetAttr(0, self.ref(child))) for _, _, child in steps),
+            return_exceptions=True,
+        )
+        for (parent, name, child), answer in zip(steps, answers, strict=True):
+            if isinstance(answer, OSError) and answer.errno in (errno.ESTALE, errno.ENOENT, errno.ENOTDIR):
+                if parent.children.get(name) is child:
+                    self.tree.unlink(parent, name)
+                self.cache.drop_entry(parent.id, name)
+                self.cache.drop_attr(child.identity)
+                self.invalidator.inval_entry(parent.id, name)
+                return
+
+    def done(self, key: int) -> None:
+        """The kernel has the reply of operation *key*: the server need not remember it any more."""
+        self.connection.done(key)
+
+    def interrupt(self, key: int) -> None:
+        """The process that made operation *key* got a signal: stop waiting, as far as that is safe."""
+        self.connection.interrupt(key)
+
+    def repeated(self, key: int) -> None:
+        """The kernel asks for *key* once more, that it asked a predecessor of this process. Before the operation."""
+        self.connection.mark_repeated(key)
+
+    def all_repeated(self) -> None:
+        """The kernel has repeated everything that a predecessor of this process left unanswered."""
+        self.connection.forget_others()
+
+    # --- presenting ------------------------------------------------------------------------------------
+
+    def _own(self, attr: Attr) -> Attr:
+        if not self.options.raw:
+            attr.uid = self.options.uid
+            attr.gid = self.options.gid
+        return attr
+
+    def told(self, node: Node, attr: Attr, since: int) -> tuple[Attr, float]:
+        """*attr*, asked for at cache version *since*, goes to the kernel, and with it how long it holds."""
+        self._own(attr)
+        node.told = (attr.size, attr.mtime, attr.ctime)
+        if node is self.tree.root and node.identity != attr.identity:
+            self.tree.root_is(attr.identity)
+        if node.gone:  # where files have no birth time, a new one may have the same identity by now
+            return attr, 0.0
+        return attr, self.cache.keep_attr(node.identity, attr, since)
+
+    def entry(self, parent: Node, name: bytes, attr: Attr, entry_since: int, attr_since: int) -> Entry:
+        """*name* in *parent* is the file of *attr*: count the lookup and tell the kernel."""
+        node = self.tree.intern(attr)
+        key = (parent.id, name)
+        # An answer older than what we know must not take a name away from the node that has it.
+        if self.cache.fresh(key, entry_since) or name not in parent.children:
+            self.tree.link(parent, name, node)
+        self.tree.look(node)
+        entry_ttl = self.cache.keep_entry(parent.id, name, node.identity, entry_since)
+        _, attr_ttl = self.told(node, attr, attr_since)
+        return Entry(node.id, 0, attr, entry_ttl, attr_ttl)
+
+    def cached_entry(self, parent: Node, name: bytes) -> Entry | None:
+        """The same from the cache, if it knows both what *name* is and its attributes."""
+        known = self.cache.entry(parent.id, name)
+        if known is None:
+            return None
+        identity, entry_ttl = known
+        if identity is None:
+            return self.no_entry(entry_ttl)
+        attributes = self.cache.attr(identity)
+        if attributes is None:
+            return None
+        attr, attr_ttl = attributes
+        node = self.tree.intern(attr)
+        self.tree.link(parent, name, node)
+        self.tree.look(node)
+        node.told = (attr.size, attr.mtime, attr.ctime)
+        return Entry(node.id, 0, attr, entry_ttl, attr_ttl)
+
+    def no_entry(self, ttl: float) -> Entry:
+        return Entry(0, 0, _NOTHING, ttl, 0.0)
+
+    def version(self, attr: Attr) -> Version | None:
+        """What tells this state of the file from any other; None while it may yet change unnoticed."""
+        if self._wall() - max(attr.mtime, attr.ctime) < _RACY:
+            return None
+        return attr.size, attr.mtime, attr.ctime
+
+    # --- open files ------------------------------------------------------------------------------------
+
+    def opened(self, handle: int, node: Node, flags: int, directory: bool = False) -> OpenFile:
+        """The server opened *node* as *handle*. Doing it twice is harmless."""
+        file = self.files.get(handle)
+        if file is None:
+            file = self.files[handle] = node.handles[handle] = OpenFile(handle, node, flags, directory)
+            self.tree.record("open", handle, node.id, flags, directory)
+        return file
+
+    def file(self, handle: int) -> OpenFile:
+        """The open file of that number; raises what is wrong with it if the server has lost it."""
+        file = self.files.get(handle)
+        if file is None:
+            raise os_error(errno.EBADF, "the handle is not open")
+        if file.failure is not None:
+            raise os_error(errno_of(file.failure), str(file.failure.strerror))
+        return file
+
+    def closed(self, handle: int) -> None:
+        """The kernel is done with *handle*; the server is told, nobody waits for it."""
+        file = self.files.get(handle)
+        if file is not None:
+            if file.failure is None:
+                self.connection.post(Close(0, handle))
+            self.tree.record("close", handle)
+            self.shut(file)
+
+    def shut(self, file: OpenFile) -> None:
+        self.files.pop(file.handle, None)
+        node = file.node
+        node.handles.pop(file.handle, None)
+        for key in [key for key, held in node.locks.items() if held.handle == file.handle]:
+            del node.locks[key]  # the server lets go of them with the handle
+        self.tree.settle(node)
+
+    def pin(self, node: Node | None, pin: int) -> None:
+        """The server keeps a file without a name reachable by *pin*: for *node*, or for nobody."""
+        if not pin or (node is not None and node.pin == pin):
+            return
+        if node is None or node.pin or node.id not in self.tree.nodes:
+            self.connection.post(Close(0, pin))
+            return
+        node.pin = pin
+        self.tree.record("pin", node.id, pin)
+
+    def _dropped(self, node: Node) -> None:
+        if node.pin:
+            self.connection.post(Close(0, node.pin))
+
+    # --- small checks ----------------------------------------------------------------------------------
+
+    def may_write(self) -> None:
+        if self.read_only:
+            raise os_error(errno.EROFS, "mounted read-only")
+
+    def owner(self, caller: Caller) -> tuple[int | None, int | None]:
+        """Whose a new file is to be: the caller's, or (None, None) the engine's."""
+        return (caller.uid, caller.gid) if self.options.raw else (None, None)

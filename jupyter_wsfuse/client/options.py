@@ -1,0 +1,34 @@
+"""How a connection is made and kept."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionOptions:
+    """How to connect. Times in seconds.
+
+    ``transport``: "direct" needs the server's host, "relay" works from anywhere, "auto" takes the first if it can.
+    ``deadline``: how long an operation waits for a lost connection. ``links`` and ``client`` are for the engine.
+    ``heartbeat``: the longest silence before we ask whether the peer is there; ``patience``: how long it may take
+    to show a sign of life then. ``park_after``: idle time after which a relay is let go if no file is open,
+    because a connection that lives keeps a Hub from stopping an idle server; 0: never.
+    ``jitter`` returns numbers in [0, 1).
+    """
+
+    transport: Literal["auto", "direct", "relay"] = "auto"
+    deadline: float = 60.0
+    links: str = "keep"
+    client: str = ""
+    backoff: float = 0.05
+    backoff_max: float = 5.0
+    heartbeat: float = 5.0
+    patience: float = 15.0
+    park_after: float = 300.0
+    welcome_timeout: float = 15.0
+    close_timeout: float = 1.0
+    jitter: Callable[[], float] = random.random

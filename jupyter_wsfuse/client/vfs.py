@@ -1,0 +1,85 @@
+"""The file system that a driver shows to a kernel: asynchronous POSIX operations on nodes.
+
+:class:`Vfs` puts the parts together; each is a class over the same :class:`~.core.Core`:
+
+=====================  =============================================================================
+:mod:`.names`          lookup, forget, mkdir, mknod, symlink, link, unlink, rmdir, rename
+:mod:`.attributes`     getattr, setattr, access, readlink, statfs, syncfs, extended attributes
+:mod:`.directories`    opendir, readdir, unreturned, releasedir, fsyncdir
+:mod:`.files`          open, create, tmpfile, release, read, write, fsync, fallocate, lseek, copy_file_range
+:mod:`.locking`        getlk, setlk, flush
+:mod:`.recovery`       notified, recover, live_handles; restore and snapshot for a daemon that is replaced
+=====================  =============================================================================
+
+Every operation is given the :class:`Caller` that it runs for and raises :class:`OSError` when it fails. Nodes,
+handles and keys are the integers of :mod:`.api`. Everything runs on one event loop.
+
+The driver's duties: each :class:`Entry` with a node is forgotten as often as it was returned (:meth:`Vfs.forget`),
+each :class:`Opened` released once, what a listing had no room for is handed to :meth:`Vfs.unreturned`, and
+:meth:`Vfs.done` is called when the kernel has the reply to an operation with a key.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from .api import (
+    Caller,
+    DirItem,
+    Entry,
+    Invalidator,
+    NoInvalidator,
+    Opened,
+    Recorder,
+    Requester,
+    VfsOptions,
+)
+from .attributes import AttributeOperations
+from .directories import DirectoryOperations
+from .files import FileOperations
+from .locking import LockOperations
+from .names import NameOperations
+from .recovery import RecoveryOperations
+
+__all__ = [
+    "Caller", "DirItem", "Entry", "Invalidator", "NoInvalidator", "Opened", "Recorder", "Requester", "Vfs",
+    "VfsOptions",
+]  # fmt: skip
+
+
+class Vfs(
+    NameOperations,
+    AttributeOperations,
+    DirectoryOperations,
+    FileOperations,
+    LockOperations,
+    RecoveryOperations,
+):
+    """One mounted workspace. See the module's text.
+
+    Made before *connection* is opened, whose hooks it sets; :attr:`invalidator` is the driver's to set. *clock* is
+    monotonic, in seconds; *wall* tells nanoseconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        connection: Requester,
+        options: VfsOptions,
+        recorder: Recorder | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], int] = time.time_ns,
+    ) -> None:
+        super().__init__(connection, options, recorder, clock=clock, wall=wall)
+        self._unrecovered = {}
+        connection.on_notification = self.notified
+        connection.on_welcome = self.recover
+        connection.live_handles = self.live_handles
+
+    async def start(self) -> None:
+        """Before the connection is opened. What can be wrong with the mount shows in :meth:`recover`."""
+
+    async def stop(self) -> None:
+        """The mount is gone or handed on: notifications find nobody any more."""
+        self.invalidator = NoInvalidator()
