@@ -55,6 +55,8 @@ class AttributeOperations(Core):
             return known
         self.cache.misses += 1
         since = self.cache.version
+        # By a handle, if there is one: the server then has no name to look up.
+        handle = handle or subject.reach()
         ref = Ref(b"", None, handle) if handle else self.ref(subject)
         reply = await self.ask(AttrReply, GetAttr(0, ref), key, ref=subject)
         return self.told(subject, reply.attr, since)

@@ -52,6 +52,8 @@ State = Literal["closed", "connected", "reconnecting", "parked", "failed"]
 #: What will not pass by trying again; every other refusal may.
 _PERMANENT: Final = frozenset({"token", "version", "session-foreign"})
 
+_LOST_AGAIN: Final = "the connection was lost again before it could be used"
+
 __all__ = ["Connection", "ConnectionOptions"]
 
 _log = logging.getLogger(__name__)
@@ -340,7 +342,7 @@ class Connection:
             self._welcome = welcomed.welcome
             await self._recover(welcomed)
             if self._lost.is_set():
-                raise TransportError(self._last_error)
+                raise TransportError(_LOST_AGAIN)
         except BaseException:
             self._drop()
             raise
@@ -383,7 +385,7 @@ class Connection:
         try:
             await asyncio.wait((hook, lost), return_when=asyncio.FIRST_COMPLETED)
             if lost.done():
-                raise TransportError(self._last_error)
+                raise TransportError(_LOST_AGAIN)
             await hook
         finally:
             for task in (hook, lost):

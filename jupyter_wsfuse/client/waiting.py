@@ -30,10 +30,6 @@ class Waiting:
         self._stranded: dict[int, float] = {}  # seq -> loop time since when; in that order
         self._timer: asyncio.TimerHandle | None = None
 
-    @property
-    def stranded(self) -> int:
-        return len(self._stranded)
-
     def fail(self, seq: int, number: int, message: str = "") -> None:
         """Wake the caller with an error. If the request was sent, its reply will find nobody."""
         future, _ = self.futures.pop(seq)

@@ -1,0 +1,73 @@
+"""The engine's configuration: one JSON line, given by whoever starts it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+
+from ..protocol import codec
+from .tenants import ConfigurationError, Tenants
+
+
+class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """``secret``: hexadecimal, at least 16 bytes, shared with who issues tickets; ``audience``: this engine's
+    name in them. ``state_dir``: private folder for what a successor needs. ``tenants``: see
+    :meth:`.Tenants.from_config`.
+
+    Times in seconds. ``grace``: how long a session without connection lives. ``window``/``window_bytes``:
+    what a session may have unanswered. ``workers``: threads for blocking calls. ``hello_timeout``: until a
+    new connection must have said Hello. ``drain``: how long running requests are waited for when the engine
+    stops.
+    """
+
+    secret: str
+    audience: str
+    state_dir: str
+    tenants: dict[str, Any]
+    grace: float = 60.0
+    window: int = 512
+    window_bytes: int = 16 << 20
+    max_sessions: int = 64
+    max_handles: int = 65536
+    workers: int = 16
+    hello_timeout: float = 10.0
+    drain: float = 5.0
+    log_level: str = "INFO"
+
+    @property
+    def key(self) -> bytes:
+        return bytes.fromhex(self.secret)
+
+
+def read_config(line: bytes) -> tuple[Config, Tenants]:
+    """Parse and check the configuration; :class:`ConfigurationError` says what is wrong (and never the
+    secret).
+    """
+    try:
+        config = msgspec.json.decode(line, type=Config)
+    except msgspec.MsgspecError as exc:
+        raise ConfigurationError(f"configuration: {exc}") from None
+    try:
+        long_enough = len(config.key) >= 16
+    except ValueError:
+        long_enough = False
+    positive = ("grace", "window", "max_sessions", "max_handles", "hello_timeout", "drain")
+    checks = {
+        "secret must be at least 16 bytes in hexadecimal": long_enough,
+        "audience must not be empty": bool(config.audience),
+        "state_dir must be an absolute path": config.state_dir.startswith("/"),
+        "workers must be from 2 to 256": 2 <= config.workers <= 256,
+        "log_level must be DEBUG, INFO, WARNING or ERROR": config.log_level
+        in ("DEBUG", "INFO", "WARNING", "ERROR"),
+        f"window_bytes must be at least {codec.DEFAULT_MAX_PAYLOAD}": config.window_bytes
+        >= codec.DEFAULT_MAX_PAYLOAD,
+    }
+    for name in positive:
+        value = getattr(config, name)
+        checks[f"{name} must be a positive number"] = value > 0 and math.isfinite(value)
+    for complaint, fine in checks.items():
+        if not fine:
+            raise ConfigurationError(complaint)
+    return config, Tenants.from_config(config.tenants)

@@ -1,0 +1,88 @@
+"""What the engine keeps for one session, from its first Hello to its Bye or the end of its grace."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..protocol.events import Event
+from ..protocol.serving import EngineSession
+from .changes import Pending
+from .context import Context
+from .gates import Gate
+from .locks import Waiting
+from .replay import ReplayLog
+from .tenants import Tenant
+
+if TYPE_CHECKING:
+    from .dispatcher import Job
+
+
+class Connection(Protocol):
+    """The connection that carries a session."""
+
+    paused: bool  # the peer does not read: nothing more is executed for it
+
+    def send(self, messages: list[bytes]) -> None: ...
+    def close(self, code: int, reason: str) -> None: ...
+
+
+class Session:
+    """Plain state; the rules are in :mod:`.sessions` (life) and :mod:`.dispatcher` (requests)."""
+
+    def __init__(
+        self, *, id: str, tenant: Tenant, principal: str, client: str, since: float, log: ReplayLog
+    ) -> None:
+        self.id = id
+        self.tenant = tenant
+        self.principal = principal
+        self.client = client
+        self.since = since
+        self.log = log
+        self.proto: EngineSession
+        #: None: of a former engine and not asked for yet.
+        self.context: Context | None = None
+        self.transport = ""
+        self.read_only = True
+        self.ended = False
+        #: The first Welcome is still to say that this engine took the session over.
+        self.recovered = False
+        #: Locks of the former engine may be claimed.
+        self.may_reclaim = False
+        self.connection: Connection | None = None
+        self.grace: asyncio.TimerHandle | None = None
+
+        self.todo: deque[Event] = deque()  # received and not looked at
+        self.gates: dict[int, Gate] = {}
+        self.ready: deque[Job] = deque()  # may run as soon as the session's share of the workers allows
+        self.active = 0  # jobs at work
+        self.waits: dict[int, Waiting] = {}  # SetLock requests without an answer
+        self.unsent = 0  # bytes of replies queued since the last flush
+        #: Handles that the client may not know of yet, by the request whose reply names them; and those it
+        #: knows.
+        self.unacknowledged: dict[int, int] = {}
+        self.known: set[int] = set()
+        #: Remembered replies of a former engine that name a handle, which has to be opened again first.
+        self.revivable: dict[int, Any] = {}
+        self.pending = Pending()
+        self.requests = 0
+
+    @property
+    def paused(self) -> bool:
+        """The client does not read what it is sent."""
+        return self.connection is not None and self.connection.paused
+
+    def describe(self) -> dict[str, Any]:
+        """For the status page. The id is cut: the whole of it is the client's secret."""
+        return {
+            "id": self.id[:8],
+            "client": self.client,
+            "transport": self.transport,
+            "connected": self.connection is not None,
+            "handles": 0 if self.context is None else len(self.context.handles),
+            "requests": self.requests,
+            "since": self.since,
+            "tenant": self.tenant.name,
+            "read_only": self.read_only,
+        }
