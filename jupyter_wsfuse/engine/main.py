@@ -25,6 +25,7 @@ from typing import Final
 import uvloop
 
 from ..errors import WsFuseError
+from ..memory import keep_freed_memory
 from .config import Config, read_config
 from .replay import StateDir
 from .server import EngineServer
@@ -33,9 +34,6 @@ from .tenants import ConfigurationError, Tenants
 
 _LOG = logging.getLogger(__name__)
 _PR_SET_NO_NEW_PRIVS: Final = 38
-# Keep freed memory: otherwise every megabyte that is read is mapped, faulted in page by page and unmapped again,
-# which costs more than reading it. <malloc.h>: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX.
-_MALLOPT: Final = {-1: 64 << 20, -3: 32 << 20, -8: 1}
 #: Bytes of the longest line of configuration.
 MAX_CONFIG: Final = 1 << 20
 #: Seconds after which a thread that wants to run Python takes the interpreter from one that does. Workers
@@ -54,9 +52,7 @@ def harden() -> None:
     os.umask(0)
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    if hasattr(libc, "mallopt"):  # musl has none
-        for option, value in _MALLOPT.items():
-            libc.mallopt(option, value)
+    keep_freed_memory()
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 

@@ -1,0 +1,1 @@
+"""Mount processes: supervisor, daemon, and the local socket that controls them."""

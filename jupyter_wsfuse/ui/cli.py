@@ -1,0 +1,433 @@
+"""The commands, declared once: ``wsfuse ...`` on a terminal and ``%wsfuse ...`` in a notebook are the same.
+
+A command returns a :class:`~.render.Report`; the :class:`Front` it was called from shows it. Expected errors are
+:class:`WsFuseError` and become one clear line and an exit code, never a traceback (unless with ``-v``).
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import os
+import shlex
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jupyter_wsfuse import __version__
+from jupyter_wsfuse.client.discovery import discover, parse_url
+from jupyter_wsfuse.errors import (
+    DiscoveryError,
+    MountError,
+    NotMountedError,
+    RefusedError,
+    TransportError,
+    WsFuseError,
+)
+from jupyter_wsfuse.mount import launcher, registry
+from jupyter_wsfuse.mount.config import DEFAULT_DEADLINE, MountConfig
+from jupyter_wsfuse.ui import render, views
+from jupyter_wsfuse.ui.render import Report
+
+#: Where `mount` mounts when no directory is given.
+DEFAULT_DIR = "~/wsfuse"
+
+
+class Code(enum.IntEnum):
+    """Exit codes, in the help text too."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    NOT_MOUNTED = 3
+    SERVER = 4
+
+
+_EPILOG = """Exit codes: 0 done; 1 failed; 2 wrong usage; 3 nothing is mounted there; 4 the server was not found, did
+not answer or refused. Environment: WSFUSE_TOKEN and WSFUSE_URL, SSL_CERT_FILE, HTTPS_PROXY, WSFUSE_RUNTIME_DIR."""
+
+
+class Front:
+    """Where a command was typed. ``prefix`` is what the user types there."""
+
+    prefix = "wsfuse"
+    terminal = True
+
+    def __init__(self) -> None:
+        self.verbose = False
+
+    def warn(self, message: str) -> None:
+        """Something the user should know, beside the result."""
+        click.echo(f"wsfuse: {self.words(message)}", err=True)
+
+    def words(self, message: str) -> str:
+        """*message* with commands as they are typed here."""
+        return message
+
+    def show(self, report: Report, as_json: bool = False) -> None:
+        """Print a result."""
+        if as_json:
+            click.echo(json.dumps(report.data, default=str))
+        else:
+            report.print(render.console())
+
+
+class Directory(click.ParamType):
+    """A directory that need not exist. Not click's own: that one looks at it, and a mount may be stuck."""
+
+    name = "directory"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(incomplete, type="dir")]
+
+
+class MountPoint(click.ParamType):
+    """A directory; completes to the mounts there are."""
+
+    name = "directory"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        from click.shell_completion import CompletionItem
+
+        paths = [entry.mountpoint for entry in launcher.mounts()]
+        return [CompletionItem(path) for path in paths if path.startswith(incomplete)]
+
+
+@click.group(
+    epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(__version__, prog_name="wsfuse")
+@click.option("-v", "--verbose", is_flag=True, help="Tracebacks for errors, and a detailed log of the mount.")
+@click.pass_obj
+def cli(front: Front, verbose: bool) -> None:
+    """A Jupyter workspace as a real directory, through the server's own URL and token.
+
+    \b
+    Try:  wsfuse serve ~/data                       serve a directory, in one shell
+          wsfuse mount http://127.0.0.1:8888/ ~/ws  mount it, in another
+          wsfuse umount ~/ws
+    """
+    front.verbose = verbose
+
+
+def _token(front: Front, url: str | None, token_file: str | None) -> str | None:
+    """The token given on this command line, or None for discovery to find one."""
+    from jupyter_wsfuse.ui.serve import read_token
+
+    if url and parse_url(url)[1]:
+        front.warn(
+            "the URL holds a token, which others can see with `ps` or in the notebook; "
+            "better put it into WSFUSE_TOKEN or a file for --token-file"
+        )
+    if token_file == "-":
+        return sys.stdin.readline().strip()
+    return read_token(Path(token_file).expanduser()) if token_file else None
+
+
+_token_file = click.option(
+    "--token-file",
+    metavar="FILE",
+    type=click.Path(dir_okay=False),
+    help="Read the server's token from FILE (- for standard input). Default: WSFUSE_TOKEN, or found with the server.",
+)
+_json = click.option("--json", "as_json", is_flag=True, help="For programs.")
+
+
+def _is_directory(argument: str) -> bool:
+    """Whether the only argument of `mount` is a directory: URLs have a scheme, or look like host:port."""
+    return "://" not in argument and (argument[:1] in "/.~" or ":" not in argument)
+
+
+@cli.command()
+@click.argument("url", required=False)
+@click.argument("directory", required=False, metavar="[DIR]", type=Directory())
+@_token_file
+@click.option(
+    "--transport",
+    type=click.Choice(["auto", "direct", "relay"]),
+    default="auto",
+    show_default=True,
+    help="direct: to the file engine, on the server's own host only. relay: through the Jupyter server.",
+)
+@click.option("--foreground", is_flag=True, help="Stay until SIGTERM or Ctrl-C, then unmount.")
+@click.option("--read-only", is_flag=True, help="Nothing can be changed through the mount.")
+@click.option("--subdir", metavar="PATH", default="", help="Mount only this directory of the workspace.")
+@click.option(
+    "--deadline",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0, min_open=True),
+    default=DEFAULT_DEADLINE,
+    show_default=True,
+    help="How long an operation waits through a disconnect before it fails.",
+)
+@click.option(
+    "--owner",
+    type=click.Choice(["squash", "raw"]),
+    default="squash",
+    show_default=True,
+    help="squash: everything is yours. raw: numeric owners of the server (which must run as root).",
+)
+@click.option("--allow-other", is_flag=True, help="Other users of this machine may use the mount.")
+@click.option(
+    "--links",
+    type=click.Choice(["keep", "contain", "follow"]),
+    default="keep",
+    show_default=True,
+    help="keep: as stored. contain: refuse links out of the mount. follow: the server follows those it was told to.",
+)
+@click.option(
+    "--cache",
+    type=click.Choice(["on", "off"]),
+    default="on",
+    show_default=True,
+    help="off: for measuring, debugging.",
+)
+@click.pass_obj
+def mount(
+    front: Front,
+    url: str | None,
+    directory: str | None,
+    token_file: str | None,
+    foreground: bool,
+    transport: Any,
+    read_only: bool,
+    subdir: str,
+    deadline: float,
+    owner: Any,
+    allow_other: bool,
+    links: Any,
+    cache: str,
+) -> Report | int:
+    """Mount the workspace of the server at URL on DIR.
+
+    Without URL the server is found by itself: the one this notebook belongs to, or the only one running here.
+    DIR (default ~/wsfuse) is made if it does not exist, and removed again afterwards.
+    """
+    if url and directory is None and _is_directory(url):
+        url, directory = None, url
+    server = discover(url, _token(front, url, token_file))
+    config = MountConfig(
+        url=server.url,
+        token=server.token,
+        source=server.source,
+        ca_file=server.ca_file or "",
+        proxy=server.proxy or "",
+        mountpoint=registry.resolve_mountpoint(directory or DEFAULT_DIR),
+        transport=transport,
+        read_only=read_only,
+        subdir=subdir,
+        deadline=deadline,
+        owner=owner,
+        allow_other=allow_other,
+        links=links,
+        cache=cache == "on",
+        verbose=front.verbose,
+    )
+    if foreground:
+        return _mount_foreground(front, config)
+    launcher.start(config)
+    status = launcher.status(registry.find(config.mountpoint))
+    return views.mounted(status, front.prefix)
+
+
+def _mount_foreground(front: Front, config: MountConfig) -> int:
+    if not front.terminal:
+        raise click.UsageError(
+            "--foreground is for a terminal: a mount made in a notebook outlives its kernel anyway"
+        )
+    from jupyter_wsfuse.mount.supervisor import run_foreground
+
+    failures: list[WsFuseError] = []
+
+    def report(message: dict[str, Any]) -> None:
+        from jupyter_wsfuse.mount.control import error_from_json
+
+        if message["event"] == "failed":
+            failures.append(error_from_json(message["error"]))
+        else:
+            click.echo(f"Mounted {config.url} on {config.mountpoint}; Ctrl-C or SIGTERM unmounts")
+            sys.stdout.flush()
+
+    code = run_foreground(config, report)
+    if failures:
+        raise failures[0]
+    return code
+
+
+@cli.command()
+@click.argument("directory", required=False, metavar="[DIR]", type=MountPoint())
+@click.option("--all", "everything", is_flag=True, help="Every mount of yours.")
+@click.option("--force", is_flag=True, help="Without syncing, and without waiting for open files.")
+@_json
+@click.pass_obj
+def umount(front: Front, directory: str | None, everything: bool, force: bool, as_json: bool) -> Report:
+    """Take a mount down, whatever state it is in. DIR may be left out if there is only one."""
+    if everything and directory:
+        raise click.UsageError("either DIR or --all")
+    try:
+        chosen = launcher.mounts() if everything else [launcher.choose(directory)]
+    except NotMountedError:
+        raise
+    except MountError as exc:
+        raise click.UsageError(str(exc)) from None
+    return views.unmounted([(entry.mountpoint, launcher.unmount(entry, force=force)) for entry in chosen])
+
+
+@cli.command()
+@click.argument("directory", required=False, metavar="[DIR]", type=MountPoint())
+@_json
+@click.pass_obj
+def status(front: Front, directory: str | None, as_json: bool) -> Report:
+    """What is mounted, from where, and how the connection is."""
+    chosen = [launcher.choose(directory)] if directory else launcher.mounts()
+    return views.status([launcher.status(entry) for entry in chosen], front.prefix)
+
+
+@cli.command()
+@click.argument("directory", required=False, metavar="[DIR]", type=MountPoint())
+@_json
+@click.option("--watch", is_flag=True, help="Again every two seconds, until Ctrl-C.")
+@click.pass_obj
+def stats(front: Front, directory: str | None, as_json: bool, watch: bool) -> Report:
+    """How many operations there were, and how long they took."""
+    entry = launcher.choose(directory)
+    while True:
+        report = views.stats(entry.mountpoint, launcher.ask(entry, "stats"))
+        if not watch or not front.terminal:
+            return report
+        if not as_json:
+            click.clear()
+        front.show(report, as_json)
+        time.sleep(2)
+
+
+@cli.command()
+@click.argument("directory", required=False, metavar="[DIR]", type=MountPoint())
+@_json
+@click.pass_obj
+def sync(front: Front, directory: str | None, as_json: bool) -> Report:
+    """Wait until everything written is on the server's disk."""
+    entry = launcher.choose(directory)
+    deadline = float(entry.info.get("deadline", DEFAULT_DEADLINE))
+    launcher.ask(entry, "sync", timeout=2 * deadline + 5)
+    return Report({"mountpoint": entry.mountpoint, "synced": True}).line(
+        f"Everything written to {entry.mountpoint} is on the server's disk.", "ok"
+    )
+
+
+@cli.command()
+@click.argument("url", required=False)
+@_token_file
+@_json
+@click.pass_obj
+def doctor(front: Front, url: str | None, token_file: str | None, as_json: bool) -> Report:
+    """Check everything that a mount needs, and say how to put right what is missing."""
+    from jupyter_wsfuse.ui.doctor import examine
+
+    return examine(url, _token(front, url, token_file))
+
+
+@cli.command()
+@click.argument("directory", metavar="DIR", type=click.Path(exists=True, file_okay=False))
+@click.option("--port", type=click.IntRange(0, 65535), help="Default: 8888, or the next free one. 0: any.")
+@click.option(
+    "--token-file",
+    metavar="FILE",
+    type=click.Path(dir_okay=False),
+    help="The token, 0600. Written there if the file does not exist yet.",
+)
+@click.option("--ip", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.pass_obj
+def serve(front: Front, directory: str, port: int | None, token_file: str | None, ip: str) -> int:
+    """Serve DIR with a Jupyter server of its own, until SIGTERM or Ctrl-C."""
+    if not front.terminal:
+        raise click.UsageError("a notebook has its server already; `wsfuse serve` is for a terminal")
+    from jupyter_wsfuse.ui import serve as server
+
+    server.serve(directory, port=port, ip=ip, token_file=token_file, verbose=front.verbose)
+    return Code.OK
+
+
+# --- running a command -----------------------------------------------------------------------------------------
+
+
+def exit_code(exc: BaseException) -> int:
+    """The exit code for what a command raised."""
+    if isinstance(exc, click.exceptions.Exit | click.ClickException):
+        return exc.exit_code
+    if isinstance(exc, NotMountedError):
+        return Code.NOT_MOUNTED
+    if isinstance(exc, DiscoveryError | TransportError | RefusedError):
+        return Code.SERVER
+    if isinstance(exc, KeyboardInterrupt | click.Abort):
+        return 130
+    return Code.FAILED
+
+
+def explain(exc: BaseException, front: Front) -> str:
+    """*exc* in words, with the next thing to do."""
+    if isinstance(exc, click.ClickException):
+        hint = f"\nTry {front.prefix} --help" if isinstance(exc, click.UsageError) else ""
+        return front.words(exc.format_message() + hint)
+    if isinstance(exc, KeyboardInterrupt | click.Abort):
+        return "interrupted"
+    message = str(exc) or type(exc).__name__
+    if isinstance(exc, TransportError | RefusedError) and "doctor" not in message:
+        message += f"\n`{Front.prefix} doctor` checks the connection step by step"
+    return front.words(message)
+
+
+def run(arguments: list[str], front: Front) -> Report | int:
+    """Run one command line. Raises what the command raises."""
+    result = cli.main(args=arguments, prog_name=front.prefix, standalone_mode=False, obj=front)
+    return result if isinstance(result, Report | int) else Code.OK
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The ``wsfuse`` command; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "_WSFUSE_COMPLETE" in os.environ:
+        cli.main(
+            args=arguments, prog_name="wsfuse", obj=Front()
+        )  # the shell asks for completions; does not return
+    front = Front()
+    try:
+        result = run(arguments, front)
+        if isinstance(result, int):
+            return int(result)
+        front.show(result, "--json" in arguments)
+        return Code.OK if result.ok else Code.FAILED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read our output has seen enough
+        return Code.FAILED
+    except (
+        WsFuseError,
+        OSError,
+        click.ClickException,
+        click.exceptions.Exit,
+        click.Abort,
+        KeyboardInterrupt,
+    ) as exc:
+        if front.verbose or "-v" in arguments:
+            traceback.print_exc()
+        if not isinstance(exc, click.exceptions.Exit):
+            click.echo(f"wsfuse: {explain(exc, front)}", err=True)
+        return exit_code(exc)
+
+
+def split(line: str) -> list[str]:
+    """A line of a notebook into arguments. Raises :class:`click.UsageError`."""
+    try:
+        return shlex.split(line)
+    except ValueError as exc:
+        raise click.UsageError(f"{exc}: {line}") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
