@@ -78,9 +78,10 @@ class Connection:
     ``on_welcome`` and ``live_handles`` before :meth:`open`:
 
     ``on_welcome(welcome, kind)``: awaited after each connection is admitted, before held requests go out; it makes
-    its own with ``recovery=True``. *kind* as in :class:`~..protocol.session.Welcomed`. ``on_notification(message)``:
-    for every ``Changed`` and ``InvalidateAll``. ``on_state(state)``: for every change of state. ``live_handles()``: the handles still wanted, asked before a
-    resume.
+    its own with ``recovery=True``. *kind* as in :class:`~..protocol.session.Welcomed`.
+    ``on_notification(message)``: for every ``Changed`` and ``InvalidateAll``.
+    ``on_state(state)``: for every change of state.
+    ``live_handles()``: the handles still wanted, asked before a resume.
     """
 
     def __init__(
@@ -307,7 +308,9 @@ class Connection:
         if state != self._state:
             self._state = state
             self._since = time.time()
-            _log.info("%s: %s%s", self.server.url, state, f" ({self._transport})" if state == "connected" else "")
+            _log.info(
+                "%s: %s%s", self.server.url, state, f" ({self._transport})" if state == "connected" else ""
+            )
             self.on_state(state)
 
     # --- one connection ---------------------------------------------------------------------------------

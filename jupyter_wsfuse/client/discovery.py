@@ -151,7 +151,9 @@ def discover(
     tried: list[str] = []
     for prefix in ("KERNEL_WSFUSE", "WSFUSE"):
         if env.get(f"{prefix}_URL"):
-            return _explicit(env[f"{prefix}_URL"], token or env.get(f"{prefix}_TOKEN"), env, runtime, f"{prefix}_URL")
+            return _explicit(
+                env[f"{prefix}_URL"], token or env.get(f"{prefix}_TOKEN"), env, runtime, f"{prefix}_URL"
+            )
         tried.append(f"{prefix}_URL is not set")
 
     if env.get("JUPYTERHUB_SERVICE_URL"):

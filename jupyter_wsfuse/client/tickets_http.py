@@ -83,7 +83,11 @@ class TicketClient:
             url,
             method="POST",
             body=b"{}",
-            headers={"Content-Type": "application/json", "Accept": "application/json", **authorization(server)},
+            headers={
+                "Content-Type": "application/json",
+                "Accept": "application/json",
+                **authorization(server),
+            },
             follow_redirects=False,
             connect_timeout=CONNECT_TIMEOUT,
             request_timeout=REQUEST_TIMEOUT,
@@ -143,7 +147,9 @@ def refusal(
     """The exception for an HTTP status other than success, saying what to do."""
     url = server.url
     if "_xsrf" in message:
-        message = ""  # without a valid token, Jupyter takes us for a page that lacks a cookie: nothing that helps
+        message = (
+            ""  # without a valid token, Jupyter takes us for a page that lacks a cookie: nothing that helps
+        )
     text = f" ({message})" if message else ""
     if code in (401, 403):
         what = f"the server refused the token{text}" if server.token else "the server wants a token"
@@ -161,7 +167,9 @@ def refusal(
                 f"{url} leads to the login page {shown}: pass a valid token with --token-file or in WSFUSE_TOKEN",
             )
         if "/hub/" in target.path:
-            return TransportError(f"{url} leads to {shown}: the server does not run; start it from JupyterHub's page")
+            return TransportError(
+                f"{url} leads to {shown}: the server does not run; start it from JupyterHub's page"
+            )
         return TransportError(f"{url} redirects to {shown}: use the URL that it leads to")
     if code in (404, 405):
         return TransportError(
@@ -192,11 +200,15 @@ def describe(server: Server, exc: BaseException) -> str:
     if isinstance(cause, ConnectionRefusedError):
         return f"{url}: connection refused. Does the server run, and is the port right?"
     if isinstance(cause, socket.gaierror):
-        return f"{url}: the host's name cannot be found ({cause.strerror}). Is the URL right, is the network up?"
+        return (
+            f"{url}: the host's name cannot be found ({cause.strerror}). Is the URL right, is the network up?"
+        )
     if isinstance(cause, (TimeoutError, HTTPTimeoutError)):
         return f"{url}: no answer in time. Does the server run, and can this host reach it?"
     if isinstance(cause, (HTTPStreamClosedError, StreamClosedError, ConnectionError)):
-        return f"{url}: the connection was closed without an answer. Is it the right port, http:// or https://?"
+        return (
+            f"{url}: the connection was closed without an answer. Is it the right port, http:// or https://?"
+        )
     return f"{url}: {cause or type(cause).__name__}"
 
 

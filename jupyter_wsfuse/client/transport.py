@@ -35,6 +35,8 @@ from jupyter_wsfuse.protocol.messages import SUBPROTOCOL
 # that wait on our side of it can still be taken back.
 _HIGH_WATER: Final = 4 << 20
 _LOW_WATER: Final = 1 << 20
+# Bytes: a reply to the largest read, so that such a message arrives in few pieces.
+_READ_BUFFER: Final = 1 << 20
 
 _log = logging.getLogger(__name__)
 # picows announces every connection; we do that ourselves, with what matters.
@@ -175,11 +177,13 @@ async def connect_direct(ticket: Ticket, listener: WebSocket) -> None:
             max_frame_size=MAX_MESSAGE,
             max_redirects=0,
             extra_headers={"Sec-WebSocket-Protocol": SUBPROTOCOL},
-            read_buffer_init_size=1 << 16,
+            read_buffer_init_size=_READ_BUFFER,
         )
         listener.check()
     except (OSError, picows.WSError, TransportError) as exc:
-        raise TransportError(f"the file engine at {ticket.host}:{ticket.port} cannot be reached: {exc}") from None
+        raise TransportError(
+            f"the file engine at {ticket.host}:{ticket.port} cannot be reached: {exc}"
+        ) from None
 
 
 async def connect_relay(server: Server, listener: WebSocket) -> None:
@@ -197,7 +201,7 @@ async def connect_relay(server: Server, listener: WebSocket) -> None:
                 max_redirects=0,
                 extra_headers={"Sec-WebSocket-Protocol": SUBPROTOCOL, **authorization(server)},
                 proxy=server.proxy or None,
-                read_buffer_init_size=1 << 16,
+                read_buffer_init_size=_READ_BUFFER,
             )
         listener.check()
     except picows.WSHandshakeError as exc:
@@ -206,7 +210,9 @@ async def connect_relay(server: Server, listener: WebSocket) -> None:
             raise TransportError(f"{server.url}: the WebSocket could not be opened: {exc}") from None
         status = int(response.status)
         if status == 101 or status == 200:
-            raise TransportError(f"{server.url}: something in between does not pass WebSockets on: {exc}") from None
+            raise TransportError(
+                f"{server.url}: something in between does not pass WebSockets on: {exc}"
+            ) from None
         raise refusal(
             server,
             status,

@@ -20,9 +20,13 @@ class Waiting:
     has been for *deadline* seconds it fails with ``ETIMEDOUT``. *give_up* is told the seq of each such request.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, deadline: float, give_up: Callable[[int], object]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, deadline: float, give_up: Callable[[int], object]
+    ) -> None:
         self.futures: dict[int, tuple[asyncio.Future[Answer], int]] = {}
-        self.interrupted: set[int] = set()  # seqs whose caller would rather not wait, but must while connected
+        self.interrupted: set[int] = (
+            set()
+        )  # seqs whose caller would rather not wait, but must while connected
         self.why = ""  # the last trouble, for messages
         self._loop = loop
         self._deadline = deadline

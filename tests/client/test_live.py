@@ -142,7 +142,8 @@ async def jupyter(tmp_path: Path) -> AsyncIterator[Jupyter]:
     problems = [
         line
         for line in running.log
-        if re.search(r"^\[[WE] |Traceback|Warning:", line) and not any(word in line for word in running.announced)
+        if re.search(r"^\[[WE] |Traceback|Warning:", line)
+        and not any(word in line for word in running.announced)
     ]
     assert not problems, "".join(running.log)
 
@@ -206,7 +207,10 @@ async def test_files_by_every_way(transport: str, jupyter: Jupyter, connect: Ope
 
 async def test_a_wrong_token(jupyter: Jupyter) -> None:
     jupyter.announced.extend(["_xsrf", "403 POST"])
-    for token, said in (("wrong", "the server refused the token; pass"), ("", "the server wants a token; pass")):
+    for token, said in (
+        ("wrong", "the server refused the token; pass"),
+        ("", "the server wants a token; pass"),
+    ):
         with pytest.raises(RefusedError, match=said):
             await Connection(Server(jupyter.server.url, token)).open()
 
@@ -295,7 +299,9 @@ async def test_forged_and_replayed_tickets_are_refused_and_logged(jupyter: Jupyt
     jupyter.announced.extend(["ticket", "refused"])
     ticket = await jupyter.ticket()
     port = ticket["engine"]["port"]
-    forged = TicketIssuer(b"a secret of my own making" * 2, "x").issue("default", "eve", {"read", "write"}, 60)
+    forged = TicketIssuer(b"a secret of my own making" * 2, "x").issue(
+        "default", "eve", {"read", "write"}, 60
+    )
     for text, code in (
         (forged, "ticket-forged"),
         ("rubbish", "ticket-forged"),
@@ -339,7 +345,9 @@ async def test_the_server_stops_under_a_mount(jupyter: Jupyter, connect: Opened)
         await connection.call(Read(0, opened.handle, 0, 10))
 
 
-async def test_the_engine_does_not_survive_its_server(jupyter: Jupyter, connect: Opened, tmp_path: Path) -> None:
+async def test_the_engine_does_not_survive_its_server(
+    jupyter: Jupyter, connect: Opened, tmp_path: Path
+) -> None:
     await connect(deadline=0.2)
     pid = (await jupyter.status())["engine"]["pid"]
     ended = os.pidfd_open(pid)

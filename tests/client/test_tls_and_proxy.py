@@ -73,7 +73,16 @@ def certificate(tmp_path: Path) -> tuple[ssl.SSLContext, Path]:
     key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
     subprocess.run(
         [
-            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+            *(
+                "openssl",
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:prime256v1",
+                "-nodes",
+            ),
             *("-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"),
             *("-keyout", key, "-out", cert),
         ],
@@ -94,7 +103,9 @@ async def _use(server: Server, options: ConnectionOptions = RELAY) -> str:
     return transport
 
 
-async def test_a_certificate_of_an_authority_that_is_trusted(certificate: tuple[ssl.SSLContext, Path]) -> None:
+async def test_a_certificate_of_an_authority_that_is_trusted(
+    certificate: tuple[ssl.SSLContext, Path],
+) -> None:
     context, authority = certificate
     async with StandIn(tls=context) as stand_in:
         assert stand_in.url.startswith("https:")

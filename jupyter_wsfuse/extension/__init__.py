@@ -1,0 +1,1 @@
+"""The Jupyter server extension: authentication, tickets, relay, and the engine's supervisor."""
