@@ -39,7 +39,9 @@ def measure(source: Path, workdir: Path, rounds: int) -> Figures:
 
 def report(figures: Figures) -> tuple[Table, bool]:
     """A table of medians with their ratio to sshfs, and whether every limit was kept over the direct transport."""
-    table = Table(title=f"medians; in brackets the time against sshfs ({platform.machine()}, {os.cpu_count()} cores)")
+    table = Table(
+        title=f"medians; in brackets the time against sshfs ({platform.machine()}, {os.cpu_count()} cores)"
+    )
     peers = list(next(iter(figures.values())))
     for heading in ("workload", *peers, "asked of direct", "kept"):
         table.add_column(heading, justify="left" if heading == "workload" else "right")

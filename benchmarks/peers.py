@@ -24,7 +24,9 @@ class PeerUnavailableError(RuntimeError):
     """A peer cannot be measured on this machine; the message names what is missing."""
 
 
-def wait_until(condition: Callable[[], bool], what: str, process: subprocess.Popen[str] | None = None) -> None:
+def wait_until(
+    condition: Callable[[], bool], what: str, process: subprocess.Popen[str] | None = None
+) -> None:
     """Block until *condition* holds, at most START_DEADLINE seconds; RuntimeError names *what* failed."""
     deadline = time.monotonic() + START_DEADLINE
     while not condition():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +25,7 @@ def test_every_byte_has_the_type_set_last(steps: list[tuple[int, int, str]]) -> 
         spans = assign(spans, start, end, kind, 1)
         model[start : end + 1] = kind * (end - start + 1)
         assert spans == sorted(spans)
-        for one, two in zip(spans, spans[1:], strict=False):
+        for one, two in itertools.pairwise(spans):
             assert one.end < two.start - (one.type == two.type), "neighbours of one type are merged"
         shown = ["u"] * SIZE
         for span in spans:
