@@ -52,10 +52,12 @@ def errno_corners() -> Script:
     for path in odd:
         for call in (
             ("mkdir", path, 0o755), ("rmdir", path), ("unlink", path), ("symlink", b"t", path), ("readlink", path),
-            ("mkfifo", path, 0o644), ("mknod", path, stat.S_IFREG | 0o600), ("chmod", path, 0o600), ("truncate", path, 5),
+            ("mkfifo", path, 0o644), ("mknod", path, stat.S_IFREG | 0o600), ("chmod", path, 0o600),
+            ("truncate", path, 5),
             ("open", 1, path, os.O_RDONLY, 0), ("open", 1, path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600),
             ("open", 1, path, os.O_RDONLY | os.O_DIRECTORY, 0), ("open", 1, path, os.O_RDONLY | os.O_NOFOLLOW, 0),
-            ("link", path, b"new-link"), ("unlink", b"new-link"), ("lstat", path), ("stat", path), ("listdir", path),
+            ("link", path, b"new-link"), ("unlink", b"new-link"), ("lstat", path), ("stat", path),
+            ("listdir", path),
         ):  # fmt: skip
             script += [op(*call), op("listdir", b"")]
         script += every_kind(b"k")
@@ -70,8 +72,10 @@ def renames() -> Script:
             script += [op("rename", b"o" + old, b"n" + new), op("lstat", b"n" + new), op("lstat", b"o" + old)]
             script += [op("unlink", b"n" + new), op("rmdir", b"n" + new)]
     script += [
-        op("mkdir", b"p", 0o755), op("mkdir", b"p/q", 0o755), op("rename", b"p", b"p/q/r"), op("rename", b"p", b"p/q"),
-        op("rename", b"p/q", b"p"), op("rename", b"p", b"p"), op("rename", b"p/.", b"x"), op("rename", b"p/q", b"q"),
+        op("mkdir", b"p", 0o755), op("mkdir", b"p/q", 0o755), op("rename", b"p", b"p/q/r"),
+        op("rename", b"p", b"p/q"),
+        op("rename", b"p/q", b"p"), op("rename", b"p", b"p"), op("rename", b"p/.", b"x"),
+        op("rename", b"p/q", b"q"),
         op("lstat", b"p"), op("open", 1, b"f", os.O_CREAT | os.O_RDWR, 0o644), op("link", b"f", b"g"),
         op("rename", b"f", b"g"), op("lstat", b"f"), op("fstat", 1), op("rename", b"f", b"h"), op("fstat", 1),
         op("unlink", b"g"), op("fstat", 1), op("unlink", b"h"), op("fstat", 1), op("unlink", b"f"), op("fstat", 1),
@@ -99,7 +103,8 @@ def permissions() -> Script:
                 ("link", d + b"/k-file", d + b"/hard"), ("unlink", d + b"/hard"),
                 ("rename", d + b"/k-file", d + b"/moved"), ("rename", d + b"/moved", d + b"/k-file"),
                 ("rename", d + b"/k-dir", d + b"/moved"), ("rename", d + b"/moved", d + b"/k-dir"),
-                ("truncate", d + b"/k-file", 10), ("chmod", d + b"/k-file", 0o640), ("chmod", d + b"/k-file", 0o644),
+                ("truncate", d + b"/k-file", 10), ("chmod", d + b"/k-file", 0o640),
+                ("chmod", d + b"/k-file", 0o644),
                 ("chown", d + b"/k-file", B, B), ("chown", d + b"/k-file", A, A), ("utime", d + b"/k-file", 1, 2),
                 ("setxattr", d + b"/k-file", "user.x", b"1", 0), ("getxattr", d + b"/k-file", "user.x"),
                 ("unlink", d + b"/k-fifo"), ("rmdir", d + b"/k-dir"), ("mkdir", d + b"/k-dir", 0o755),
@@ -125,8 +130,10 @@ def special_bits() -> Script:
                 ("open", 3, b"s", os.O_WRONLY | os.O_TRUNC, 0),
             ):  # fmt: skip
                 script += [
-                    op("open", 2, b"s", os.O_CREAT | os.O_RDWR, 0o777), op("chown", b"s", A, A), op("chmod", b"s", mode),
-                    op("open", 2, b"s", os.O_RDWR, 0, uid=uid), op(*change, uid=uid), op("lstat", b"s"), op("fstat", 2),
+                    op("open", 2, b"s", os.O_CREAT | os.O_RDWR, 0o777), op("chown", b"s", A, A),
+                    op("chmod", b"s", mode),
+                    op("open", 2, b"s", os.O_RDWR, 0, uid=uid), op(*change, uid=uid), op("lstat", b"s"),
+                    op("fstat", 2),
                 ]  # fmt: skip
     script += [op("mkdir", b"t", 0o777), op("chmod", b"t", 0o1777)]
     for owner in (A, B):
@@ -175,14 +182,19 @@ def io_corners() -> Script:
     return [
         op("open", 1, b"f", wr, 0o644), op("pwrite", 1, b"abc", 10_000), op("pread", 1, 20_000, 0), op("fstat", 1),
         op("open", 2, b"f", os.O_WRONLY | os.O_APPEND, 0), op("write", 2, b"tail"), op("pwrite", 2, b"more", 0),
-        op("write", 1, b"head"), op("pread", 1, 20_000, 0), op("ftruncate", 1, 4), op("write", 2, b"x"), op("pread", 1, 99, 0),
+        op("write", 1, b"head"), op("pread", 1, 20_000, 0), op("ftruncate", 1, 4), op("write", 2, b"x"),
+        op("pread", 1, 99, 0),
         op("open", 3, b"f", os.O_RDONLY, 0), op("write", 3, b"no"), op("ftruncate", 3, 0), op("pread", 2, 5, 0),
-        op("pread", 1, 5, 2**40), op("pwrite", 1, b"", 100), op("fstat", 1), op("fallocate", 1, 50_000, 10), op("fstat", 1),
+        op("pread", 1, 5, 2**40), op("pwrite", 1, b"", 100), op("fstat", 1),
+        op("fallocate", 1, 50_000, 10), op("fstat", 1),
         op("copy_range", 1, 1, 100, 0, 60_000), op("copy_range", 1, 1, 100, 0, 50), op("pread", 1, 99_999, 0),
-        op("map_and_write", 1, 0, b"mapped"), op("pread", 1, 10, 0), op("open", 4, b"f", os.O_RDONLY | os.O_TRUNC, 0),
+        op("map_and_write", 1, 0, b"mapped"), op("pread", 1, 10, 0),
+        op("open", 4, b"f", os.O_RDONLY | os.O_TRUNC, 0),
         op("fstat", 1), op("open", 5, b"f", os.O_RDWR | os.O_TRUNC, 0), op("fstat", 1), op("truncate", b"f", 2**33),
-        op("lstat", b"f"), op("truncate", b"f", 0), op("open", 6, b"", os.O_RDONLY, 0), op("fsync", 6), op("fsync", 1),
-        op("open", 7, b"f", os.O_RDONLY, 0), op("unlink", b"f"), op("open", 7, b"f", wr, 0o600), op("fstat", 1), op("fstat", 7),
+        op("lstat", b"f"), op("truncate", b"f", 0), op("open", 6, b"", os.O_RDONLY, 0), op("fsync", 6),
+        op("fsync", 1),
+        op("open", 7, b"f", os.O_RDONLY, 0), op("unlink", b"f"), op("open", 7, b"f", wr, 0o600),
+        op("fstat", 1), op("fstat", 7),
     ]  # fmt: skip
 
 
@@ -279,7 +291,8 @@ def test_marks_the_same_timestamps(operation: Operation, benches: list[Workbench
     for bench in benches:
         for setup in (
             op("mkdir", b"d", 0o755), op("mkdir", b"e", 0o755), op("mkdir", b"d/sub", 0o755),
-            op("open", 0, b"d/f", os.O_CREAT | os.O_RDWR, 0o644), op("open", 0, b"f", os.O_CREAT | os.O_RDWR, 0o644),
+            op("open", 0, b"d/f", os.O_CREAT | os.O_RDWR, 0o644),
+            op("open", 0, b"f", os.O_CREAT | os.O_RDWR, 0o644),
             op("pwrite", 0, b"text", 0), op("link", b"f", b"d/hard"),
         ):  # fmt: skip
             assert perform(bench, setup)[0] == "ok"

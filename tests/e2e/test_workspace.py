@@ -112,7 +112,7 @@ def test_sparse_file_of_10_gib(live_mount: Mount) -> None:
         hole = os.lseek(file.fileno(), data, os.SEEK_HOLE)
         assert 5 << 30 < hole <= (5 << 30) + (1 << 20)
         assert os.pread(file.fileno(), 6, 5 << 30) == b"island"
-        with pytest.raises(OSError, match="ENXIO|No such device"):
+        with pytest.raises(OSError, match="No such device"):
             os.lseek(file.fileno(), hole, os.SEEK_DATA)
     before = live_mount.source / "sparse"
     assert before.stat().st_blocks == path.stat().st_blocks

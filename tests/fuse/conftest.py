@@ -17,6 +17,7 @@ from jupyter_wsfuse.errors import MountError
 from jupyter_wsfuse.fuse import device
 from jupyter_wsfuse.fuse.device import MountOptions
 from jupyter_wsfuse.fuse.native import NativeDriver
+from tests.fuse.bench import Bench, MakeBench
 from tests.fuse.memfs import MemFs
 from tests.fuse.nobody import Nobody
 
@@ -78,3 +79,27 @@ async def make_mount() -> AsyncIterator[Callable[..., Awaitable[Mount]]]:
 def nobody() -> Iterator[Nobody]:
     with Nobody() as user:
         yield user
+
+
+@pytest.fixture
+async def make_bench() -> AsyncIterator[MakeBench]:
+    made: list[Bench] = []
+
+    async def make(**arguments: Any) -> Bench:
+        made.append(Bench(**arguments))
+        await made[-1].start()
+        return made[-1]
+
+    yield make
+    for one in made:
+        await one.close()
+
+
+@pytest.fixture
+async def bench(make_bench: MakeBench) -> Bench:
+    return await make_bench()
+
+
+@pytest.fixture
+async def mount(make_mount: Callable[..., Awaitable[Mount]]) -> Mount:
+    return await make_mount()
