@@ -27,6 +27,7 @@ from typing import Any, Final, Literal
 
 from picows import WSCloseCode
 
+from jupyter_wsfuse.busypoll import BusyPoll
 from jupyter_wsfuse.client.discovery import Server
 from jupyter_wsfuse.client.heartbeat import Heartbeat
 from jupyter_wsfuse.client.options import ConnectionOptions
@@ -35,6 +36,7 @@ from jupyter_wsfuse.client.transport import WebSocket, connect_direct, connect_r
 from jupyter_wsfuse.client.waiting import Answer, Waiting
 from jupyter_wsfuse.errors import RefusedError, RemoteProtocolError, TransportError, errno_number, os_error
 from jupyter_wsfuse.host import host_id
+from jupyter_wsfuse.protocol.codec import HEADROOM
 from jupyter_wsfuse.protocol.messages import Error, Reply, Request, Struct, Welcome
 from jupyter_wsfuse.protocol.session import (
     ClientSession,
@@ -104,6 +106,7 @@ class Connection:
             incarnation=secrets.randbits(20) if incarnation is None else incarnation,
             session=session,
             epoch=epoch,
+            room=HEADROOM,
         )
         self._loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]  # set by open()
         self._tickets: TicketClient | None = None
@@ -151,6 +154,7 @@ class Connection:
         """
         self._loop = asyncio.get_running_loop()
         self._waiting = Waiting(self._loop, self.options.deadline, self._session.cancel)
+        self._poll = BusyPoll(self._loop, self.options.busy_poll)
         self._tickets = TicketClient(self.server)
         try:
             await self._establish()
@@ -166,6 +170,7 @@ class Connection:
         can be done. Until then requests wait, up to the deadline."""
         self._loop = asyncio.get_running_loop()
         self._waiting = Waiting(self._loop, self.options.deadline, self._session.cancel)
+        self._poll = BusyPoll(self._loop, self.options.busy_poll)
         self._tickets = TicketClient(self.server)
         self._set("reconnecting")
         self._lost.set()
@@ -407,9 +412,12 @@ class Connection:
         if ws is not None and ws.writable:
             for message in self._session.outgoing():
                 ws.send(message)
+            if self._transport == "direct" and self._session.unanswered:
+                self._poll.expect()
 
     def _received(self, data: memoryview | bytes) -> None:
         session, waiting = self._session, self._waiting
+        self._poll.happened()
         try:
             events = session.receive(data)
         except RemoteProtocolError as exc:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from jupyter_wsfuse.busypoll import LIMIT
+
 
 @dataclass(frozen=True, slots=True)
 class ConnectionOptions:
@@ -17,6 +19,7 @@ class ConnectionOptions:
     ``heartbeat``: the longest silence before we ask whether the peer is there; ``patience``: how long it may take
     to show a sign of life then. ``park_after``: idle time after which a relay is let go if no file is open,
     because a connection that lives keeps a Hub from stopping an idle server; 0: never.
+    ``busy_poll``: for how long to stay awake for an answer over the direct transport, if the last came as soon.
     ``jitter`` returns numbers in [0, 1).
     """
 
@@ -29,6 +32,7 @@ class ConnectionOptions:
     heartbeat: float = 5.0
     patience: float = 15.0
     park_after: float = 300.0
+    busy_poll: float = LIMIT
     welcome_timeout: float = 15.0
     close_timeout: float = 1.0
     jitter: Callable[[], float] = random.random

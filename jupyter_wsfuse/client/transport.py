@@ -28,7 +28,7 @@ from jupyter_wsfuse.client.tickets_http import (
     tls_context,
 )
 from jupyter_wsfuse.errors import TransportError
-from jupyter_wsfuse.protocol.codec import MAX_MESSAGE
+from jupyter_wsfuse.protocol.codec import HEADROOM, MAX_MESSAGE
 from jupyter_wsfuse.protocol.messages import SUBPROTOCOL
 
 # Bytes in the socket's own queue over which nothing more is given to it, and under which it goes on. Requests
@@ -76,10 +76,13 @@ class WebSocket(WSListener):
         if self._ws is None:
             raise TransportError(self._why or "the connection was closed during the handshake")
 
-    def send(self, message: bytes) -> None:
-        """Hand one message to the socket. Never blocks; nothing happens on a connection that has ended."""
+    def send(self, message: bytearray) -> None:
+        """Hand one message, with :data:`HEADROOM` bytes free in front, to the socket, which takes it over.
+
+        Never blocks; nothing happens on a connection that has ended.
+        """
         if self._ws is not None:
-            self._ws.send(WSMsgType.BINARY, message)
+            self._ws.send_reuse_external_bytearray(WSMsgType.BINARY, message, HEADROOM)
 
     def unsent(self) -> int:
         """Bytes that we or the operating system hold, not acknowledged by the next hop."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from ..busypoll import LIMIT
 from ..protocol import codec
 from .tenants import ConfigurationError, Tenants
 
@@ -19,7 +20,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     Times in seconds. ``grace``: how long a session without connection lives. ``window``/``window_bytes``:
     what a session may have unanswered. ``workers``: threads for blocking calls. ``hello_timeout``: until a
     new connection must have said Hello. ``drain``: how long running requests are waited for when the engine
-    stops.
+    stops. ``busy_poll``: for how long to stay awake for a client that asked its last questions in a row.
     """
 
     secret: str
@@ -34,6 +35,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     workers: int = 16
     hello_timeout: float = 10.0
     drain: float = 5.0
+    busy_poll: float = LIMIT
     log_level: str = "INFO"
 
     @property

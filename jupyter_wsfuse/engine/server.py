@@ -72,6 +72,8 @@ class ClientConnection(WSListener):
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         if self.closed:
             return
+        sessions = self._sessions
+        sessions.poll.happened()
         try:
             kind = frame.msg_type
             if kind == WSMsgType.CLOSE:
@@ -85,7 +87,9 @@ class ClientConnection(WSListener):
             elif kind == WSMsgType.TEXT:
                 self._fail(1003, "a text message")
             if frame.last_in_buffer:
-                self._sessions.flush()
+                sessions.flush()
+                if not sessions.pool.busy:  # a worker has better use for the interpreter
+                    sessions.poll.expect()
         except RemoteProtocolError as exc:
             self._fail(exc.close_code, str(exc))
         except Exception:
@@ -119,9 +123,9 @@ class ClientConnection(WSListener):
     def admitted(self, session: Session) -> None:
         self._session = session
 
-    def send(self, messages: list[bytes]) -> None:
+    def send(self, messages: list[bytearray]) -> None:
         for message in messages:
-            self._transport.send(WSMsgType.BINARY, message)
+            self._transport.send_reuse_external_bytearray(WSMsgType.BINARY, message, codec.HEADROOM)
 
     def close(self, code: int, reason: str) -> None:
         """Send what is left, say why, and disconnect."""
@@ -212,7 +216,7 @@ class EngineServer:
             0,
             max_frame_size=codec.MAX_MESSAGE,
             websocket_handshake_timeout=self.sessions.config.hello_timeout,
-            read_buffer_init_size=64 << 10,
+            read_buffer_init_size=1 << 20,
             logger_name="server",
         )
         port: int = self._server.sockets[0].getsockname()[1]

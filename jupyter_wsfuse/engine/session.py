@@ -24,7 +24,9 @@ class Connection(Protocol):
 
     paused: bool  # the peer does not read: nothing more is executed for it
 
-    def send(self, messages: list[bytes]) -> None: ...
+    def send(self, messages: list[bytearray]) -> None:
+        """Send messages that have :data:`.codec.HEADROOM` bytes free in front."""
+
     def close(self, code: int, reason: str) -> None: ...
 
 

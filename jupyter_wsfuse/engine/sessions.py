@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
+from ..busypoll import BusyPoll
 from ..errors import RefusedError, RemoteProtocolError, errno_name, errno_of
 from ..protocol import codec
 from ..protocol.messages import (
@@ -92,6 +93,7 @@ class Sessions:
         self._dirty: dict[Session, None] = {}
         self._flush_scheduled = False
         self.pool = WorkerPool(config.workers, self.flush)
+        self.poll = BusyPoll(self._loop, config.busy_poll)
         self.locks = LockTable(changed=self._lock_changed, offload=self.pool.submit)
         self.dispatcher = Dispatcher(
             self.pool, self.locks, self.profiler,
@@ -152,7 +154,11 @@ class Sessions:
     def _proto(self, id: str, remembered: dict[int, bytes] | None = None) -> EngineSession:
         config = self.config
         return EngineSession(
-            id, window=config.window, window_bytes=config.window_bytes, remembered=remembered
+            id,
+            window=config.window,
+            window_bytes=config.window_bytes,
+            remembered=remembered,
+            room=codec.HEADROOM,
         )
 
     def _enter(self, session: Session) -> None:
@@ -235,7 +241,9 @@ class Sessions:
     def _refuse(self, caller: Caller, hello: Hello, error: RefusedError) -> None:
         _LOG.warning("refused %r: %s (%s)", hello.client[:CLIENT_TEXT], error.code, error)
         if not caller.closed:
-            caller.send([codec.encode_frame(Refused(error.code, str(error)))])
+            encoder = codec.Encoder(codec.HEADROOM)
+            encoder.add(Refused(error.code, str(error)))
+            caller.send(encoder.take())
             caller.close(1008, error.code)
 
     def _new_log(self, hello: Hello, ticket: Ticket) -> ReplayLog:

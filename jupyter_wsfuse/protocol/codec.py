@@ -36,6 +36,9 @@ BATCH: Final = 1 << 20
 #: Bytes of one message: the largest frame, and a batch more for what is put in front of it.
 MAX_MESSAGE: Final = 4 << 20
 
+#: Bytes of the longest WebSocket header (RFC 6455, section 5.2).
+HEADROOM: Final = 14
+
 Buffer = bytes | bytearray | memoryview
 
 _PREFIX: Final = Layout("<II")
@@ -85,11 +88,14 @@ class Encoder:
     """Collects frames and hands them out as few messages.
 
     Payloads are not copied before :meth:`take`, and then once: the caller must not change them until then.
+    *room*: bytes to leave free at the start of each message, for a transport that puts its own header there
+    instead of copying the message behind one.
     """
 
-    __slots__ = ("_batches", "_parts", "_size")
+    __slots__ = ("_batches", "_parts", "_room", "_size")
 
-    def __init__(self) -> None:
+    def __init__(self, room: int = 0) -> None:
+        self._room = bytes(room)
         self._batches: list[list[Buffer]] = []
         self._parts: list[Buffer] = []  # the last of _batches: each frame is one or two parts of it
         self._size = 0
@@ -123,11 +129,12 @@ class Encoder:
         else:
             self.add(message)
 
-    def take(self) -> list[bytes]:
-        """The messages to send now, in order; nothing is queued afterwards."""
+    def take(self) -> list[bytearray]:
+        """The messages to send now, in order; nothing is queued afterwards. They are the caller's to change."""
         if not self._batches:
             return []
-        taken = [b"".join(parts) for parts in self._batches]
+        room = self._room
+        taken = [bytearray().join((room, *parts)) for parts in self._batches]
         self._batches = []
         return taken
 

@@ -71,8 +71,9 @@ class EngineSession:
     """The engine's end, which outlives connections. Call :meth:`outgoing` after every other call.
 
     *window*, *window_bytes*: as told to the client in its Welcome. *remembered*: encoded replies that an
-    engine before this one recorded and that were not acknowledged. After :meth:`attach`, nothing that comes
-    from an older connection may be given to :meth:`receive`, nor may its end be told to :meth:`detach`.
+    engine before this one recorded and that were not acknowledged. *room*: see :class:`.codec.Encoder`.
+    After :meth:`attach`, nothing that comes from an older connection may be given to :meth:`receive`, nor may
+    its end be told to :meth:`detach`.
     """
 
     def __init__(
@@ -82,12 +83,13 @@ class EngineSession:
         window: int,
         window_bytes: int,
         remembered: Mapping[int, bytes] | None = None,
+        room: int = 0,
     ) -> None:
         self.state = EngineState.DETACHED
         self.session_id = session_id
         self._count_limit = SHARES * window
         self._charge_limit = SHARES * max(window_bytes, codec.DEFAULT_MAX_PAYLOAD)
-        self._encoder = Encoder()
+        self._encoder = Encoder(room)
         self._executing: dict[int, tuple[type[Request], int]] = {}
         self._charge = 0
         self._remembered: dict[int, bytes] = dict(remembered or {})
@@ -136,7 +138,7 @@ class EngineSession:
         self._charge = 0
         self._remembered.clear()
 
-    def outgoing(self) -> list[bytes]:
+    def outgoing(self) -> list[bytearray]:
         """The messages to send now, in order."""
         return self._encoder.take()
 

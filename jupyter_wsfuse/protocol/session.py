@@ -166,10 +166,13 @@ class ClientSession:
     """The client's end. Call :meth:`outgoing` after every other call and send what it returns.
 
     *incarnation*: 20 random bits that tell this process from others that used the session. *session* and
-    *epoch*: those of a predecessor whose session is taken over; otherwise empty.
+    *epoch*: those of a predecessor whose session is taken over; otherwise empty. *room*: see
+    :class:`.codec.Encoder`.
     """
 
-    def __init__(self, *, client: str, incarnation: int, session: str = "", epoch: int = 0) -> None:
+    def __init__(
+        self, *, client: str, incarnation: int, session: str = "", epoch: int = 0, room: int = 0
+    ) -> None:
         self.state = ClientState.IDLE
         self.session = session
         self.epoch = epoch
@@ -179,7 +182,7 @@ class ClientSession:
         self._next_seq = 2**62 | (incarnation & 0xFFFFF) << 40
         self._alone = not session  # the engine remembers nothing for us that we did not ask for
         self._unfinished: Kind = "resumed"
-        self._encoder = Encoder()
+        self._encoder = Encoder(room)
         self._acks: list[int] = []
         self._pending: dict[int, _Pending] = {}  # in the order of submission
         self._undone: dict[int, int] = {}  # seq of a once request that has been answered -> its lane
@@ -242,7 +245,7 @@ class ClientSession:
             self._encoder.add(Bye(reason))
         self._step("close")
 
-    def outgoing(self) -> list[bytes]:
+    def outgoing(self) -> list[bytearray]:
         """The messages to send now, in order."""
         if self._acks and (self._encoder or len(self._acks) > ACKS_WAITING):
             self._encoder.add_first(Ack(self._acks))

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from tests.helpers.live import Mount
 from tests.helpers.posixops import Operation, Workbench, perform, tree
 
-pytestmark = pytest.mark.mount
+pytestmark = [pytest.mark.mount, pytest.mark.slow, pytest.mark.timeout(900)]
 
 NAMES = [
     b"a",
@@ -115,7 +115,7 @@ def run(mounted: Path, plain: Path, uids: tuple[int | None, ...]) -> None:
     run_state_machine_as_test(
         machine(mounted, plain, uids),
         settings=settings(
-            max_examples=int(os.environ.get("WSFUSE_EXAMPLES", "40")),
+            max_examples=int(os.environ.get("WSFUSE_EXAMPLES", "15")),
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),
