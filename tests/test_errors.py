@@ -61,8 +61,12 @@ def test_no_exception_becomes_enosys() -> None:
 
 def test_names_travel_and_come_back() -> None:
     for number, name in errno.errorcode.items():
-        assert errno_name(number) == name
-        assert errno_number(name) == number
+        assert errno_number(errno_name(number)) == errno_number(name) == number
+    assert [errno_name(n) for n in (errno.EAGAIN, errno.EDEADLK, errno.EOPNOTSUPP)] == [
+        "EAGAIN",
+        "EDEADLK",
+        "EOPNOTSUPP",
+    ]
     assert errno_name(99999) == "EIO"
 
 
