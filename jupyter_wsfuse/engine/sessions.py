@@ -232,9 +232,7 @@ class Sessions:
         if session is None:
             if len(self._sessions) + self._admitting >= self.config.max_sessions:
                 raise _refusal("busy")
-        elif (
-            session.tenant.name != tenant.name
-        ):  # not the principal: a plain server has another for each request
+        elif session.tenant.name != tenant.name or session.principal != ticket.principal:
             raise _refusal("session-foreign")
         return session
 

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from jupyter_core.utils import ensure_async
 from jupyter_server.auth.decorator import authorized, ws_authenticated
+from jupyter_server.auth.identity import IdentityProvider, LegacyIdentityProvider, PasswordIdentityProvider
 from jupyter_server.base.handlers import APIHandler, JupyterHandler
 from jupyter_server.base.websocket import WebSocketMixin
 from tornado import web
@@ -31,6 +32,7 @@ from jupyter_wsfuse.host import host_id
 from jupyter_wsfuse.protocol.codec import MAX_MESSAGE
 
 RESOURCE: Final = "wsfuse"
+_ANONYMOUS: Final = (IdentityProvider, PasswordIdentityProvider, LegacyIdentityProvider)
 PROTOCOL: Final = 1  # of SUBPROTOCOL; the front end and clients compare it with their own
 SETTINGS: Final = "wsfuse_settings"
 SUPERVISOR: Final = "wsfuse_supervisor"
@@ -46,6 +48,16 @@ class _WsFuseHandler(JupyterHandler):
     @property
     def supervisor(self) -> EngineSupervisor:
         return self.settings[SUPERVISOR]
+
+    @property
+    def principal(self) -> str:
+        """Who asks; empty where everybody with the token or password is the same person.
+
+        Jupyter's own identity providers make up another user name for each login.
+        """
+        if type(self.identity_provider) in _ANONYMOUS:
+            return ""
+        return self.current_user.username
 
     async def rights(self) -> set[str]:
         """What the authorizer allows the authenticated user. Raises HTTP 403 if that is nothing."""
@@ -89,7 +101,7 @@ class TicketHandler(_WsFuseHandler, APIHandler):
         self.finish(
             json.dumps(
                 {
-                    "ticket": self.supervisor.ticket(self.current_user.username, rights),
+                    "ticket": self.supervisor.ticket(self.principal, rights),
                     "protocol": PROTOCOL,
                     "version": jupyter_wsfuse.__version__,
                     "expires": self.wsfuse.ticket_lifetime,

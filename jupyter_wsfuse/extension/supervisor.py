@@ -101,7 +101,7 @@ class EngineSupervisor:
     # --- for the handlers -------------------------------------------------------------------------------
 
     def ticket(self, principal: str, rights: frozenset[str] | set[str]) -> str:
-        """A ticket for one connection. *principal* is for the engine's log only: see JupyterHandler.current_user."""
+        """A ticket for one connection. *principal*: who may take the session up again; empty: any user."""
         return self._issuer.issue(TENANT, principal[:200], rights, self._settings.ticket_lifetime)
 
     async def endpoint(self) -> Endpoint:

@@ -28,7 +28,7 @@ REFUSALS: Final[dict[str, str]] = {
     "ticket-expired": "the ticket has expired; ask the server for a new one",
     "ticket-replayed": "the ticket was used before; ask the server for a new one",
     "ticket-foreign": "the ticket was issued for another engine",
-    "session-foreign": "the session belongs to another tenant",
+    "session-foreign": "the session belongs to somebody else",
     "version": "no common protocol version; update the older side",
     "busy": "the server has reached its number of sessions; try again later",
     "stopping": "the server is stopping",

@@ -253,14 +253,15 @@ async def test_too_many_sessions(start: Start, join: Join) -> None:
     await join(engine)
 
 
-async def test_a_session_of_another_tenant(start: Start, join: Join, tmp_path: Path) -> None:
+async def test_a_session_of_somebody_else(start: Start, join: Join, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     tenants = {"default": {"root": str(tmp_path / "root")}, "other": {"root": str(tmp_path / "other")}}
     engine = start(tenants=tenants)
     client = await join(engine)
     handle = (await create(client, b"f")).handle
-    thief = RawClient(session=client.welcome.session, epoch=engine.epoch)
-    assert await refusal(engine, engine.ticket(tenant="other"), thief) == "session-foreign"
+    for ticket in (engine.ticket(tenant="other"), engine.ticket(principal="bob")):
+        thief = RawClient(session=client.welcome.session, epoch=engine.epoch)
+        assert await refusal(engine, ticket, thief) == "session-foreign"
     assert client.welcome.session not in engine.log
     await client.read(handle, 0, 10)  # and the owner has not noticed
 
