@@ -29,7 +29,7 @@ from jupyter_wsfuse.client.connection import Connection, ConnectionOptions
 from jupyter_wsfuse.client.discovery import Server
 from jupyter_wsfuse.client.vfs import Vfs
 from jupyter_wsfuse.errors import MountError, WsFuseError
-from jupyter_wsfuse.fuse.abi import CACHE_SYMLINKS
+from jupyter_wsfuse.fuse.abi import CACHE_SYMLINKS, EXPORT_SUPPORT
 from jupyter_wsfuse.fuse.native import DriverOptions, NativeDriver
 from jupyter_wsfuse.memory import keep_freed_memory
 from jupyter_wsfuse.mount import logs
@@ -143,12 +143,18 @@ class Daemon:
         await task
         return True
 
+    def _refused(self) -> int:
+        # A file handle of name_to_handle_at(2) outlives the kernel's knowledge of the node, and ours with it.
+        refused = EXPORT_SUPPORT
+        if self._config.links == "contain":
+            refused |= CACHE_SYMLINKS  # each reading of a link is judged: where it stands may have changed
+        return refused
+
     async def _serve(self) -> int:
         driver = NativeDriver(
             self._fuse.result(),
             self._vfs,
-            # Under links=contain each reading of a link is judged: where it stands may have changed.
-            options=DriverOptions(refuse=CACHE_SYMLINKS if self._config.links == "contain" else 0),
+            options=DriverOptions(refuse=self._refused()),
             state=self._driver_state,
             before_reply=self._log.flush,
             on_init=self._on_init,

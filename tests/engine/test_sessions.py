@@ -49,9 +49,9 @@ class Peer:
     def admitted(self, session: Session) -> None:
         self.session = session
 
-    def send(self, messages: list[bytes]) -> None:
+    def send(self, messages: list[bytearray]) -> None:
         for message in messages:
-            self.received += [frame for frame, _ in codec.decode(message)]
+            self.received += [frame for frame, _ in codec.decode(message[codec.HEADROOM :])]
 
     def close(self, code: int, reason: str) -> None:
         self.closed = True
