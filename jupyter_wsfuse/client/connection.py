@@ -247,6 +247,8 @@ class Connection:
                 self._waiting.fail(seq, errno.EINTR)
             else:
                 self._waiting.interrupted.add(seq)
+                if self._heartbeat is not None:
+                    self._heartbeat.hurry(self.options.interrupt_patience)
         self._flush_soon()
 
     def mark_repeated(self, key: int) -> None:

@@ -37,9 +37,31 @@ class Heartbeat:
         self._seen = (ws.arrivals, ws.unsent())
         self._seen_at = self._loop.time()
         self._timer = self._loop.call_later(interval, self._beat)
+        self._verdict: asyncio.TimerHandle | None = None
 
     def stop(self) -> None:
         self._timer.cancel()
+        if self._verdict is not None:
+            self._verdict.cancel()
+
+    def hurry(self, patience: float) -> None:
+        """Somebody would rather not wait: the peer has *patience* seconds from now to show a sign of life."""
+        if self._verdict is None:
+            seen = self._ws.arrivals, self._ws.unsent()
+            self._verdict = self._loop.call_later(patience, self._judge, seen, patience)
+            self._nonce += 1
+            self._sent_at = time.monotonic()
+            self._ping(self._nonce)
+
+    def _judge(self, seen: tuple[int, int], patience: float) -> None:
+        self._verdict = None
+        unsent = self._ws.unsent()
+        if self._ws.arrivals != seen[0]:
+            return
+        if unsent < seen[1]:  # the network lives; whether the peer does will show
+            self._verdict = self._loop.call_later(patience, self._judge, (seen[0], unsent), patience)
+        else:
+            self._dead(patience)
 
     def pong(self, nonce: int) -> float | None:
         """The round trip that this answer means, in seconds; None if it is an old one."""

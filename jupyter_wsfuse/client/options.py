@@ -20,6 +20,7 @@ class ConnectionOptions:
     to show a sign of life then. ``park_after``: idle time after which a relay is let go if no file is open,
     because a connection that lives keeps a Hub from stopping an idle server; 0: never.
     ``busy_poll``: for how long to stay awake for an answer over the direct transport, if the last came as soon.
+    ``interrupt_patience``: how long the peer may be silent after somebody who waits for it got a signal.
     ``jitter`` returns numbers in [0, 1).
     """
 
@@ -31,6 +32,7 @@ class ConnectionOptions:
     backoff_max: float = 5.0
     heartbeat: float = 5.0
     patience: float = 15.0
+    interrupt_patience: float = 2.0
     park_after: float = 300.0
     busy_poll: float = LIMIT
     welcome_timeout: float = 15.0

@@ -45,6 +45,10 @@ log = logging.getLogger("wsfuse.daemon")
 _SESSION: Final = "mount.session"
 _DRIVER: Final = "mount.driver"
 
+#: Seconds of silence after which the server is asked for a sign of life, and that it may take then.
+_HEARTBEAT: Final = 5.0
+_PATIENCE: Final = 15.0
+
 #: Seconds that saying goodbye to the server may take: the user waits for his ``umount``.
 _GOODBYE: Final = 1.5
 
@@ -68,6 +72,9 @@ class Daemon:
             ConnectionOptions(
                 transport=config.transport,
                 deadline=config.deadline,
+                # Noticing that the server is silent must not take longer than waiting for it may.
+                heartbeat=min(_HEARTBEAT, config.deadline / 2),
+                patience=min(_PATIENCE, config.deadline),
                 links=config.links,
                 client=f"{socket.gethostname()}:{config.mountpoint}"[:200],
             ),

@@ -27,6 +27,9 @@ START_TIMEOUT = 100.0
 #: Seconds that an orderly unmount may take: sync, files still open, processes.
 UNMOUNT_TIMEOUT = 60.0
 
+#: Seconds for an answer that a healthy supervisor gives at once.
+ANSWER_TIMEOUT = 5.0
+
 # The supervisor must be nobody's child: neither a zombie of a kernel that forgets it, nor waited for by a shell.
 _DETACH = 'exec 3<&0; "$@" <&3 3<&- & echo $!'
 
@@ -178,6 +181,9 @@ def unmount(entry: Entry, *, force: bool = False) -> dict[str, Any]:
     """
     try:
         with Client(entry.socket) as client:
+            client.call(
+                "log", timeout=ANSWER_TIMEOUT, lines=0
+            )  # a supervisor that is stuck is not waited for long
             result = dict(client.call("unmount", timeout=UNMOUNT_TIMEOUT, force=force))
             client.wait_closed(5.0)
     except MountError as exc:

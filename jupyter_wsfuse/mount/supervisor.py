@@ -43,6 +43,8 @@ SYNC_TIMEOUT: Final = 10.0
 OPEN_FILES_GRACE: Final = 5.0
 EXIT_TIMEOUT: Final = 3.0
 BACKOFF: Final = (0.05, 5.0)
+WATCH_INTERVAL: Final = 5.0
+WATCH_PATIENCE: Final = 20.0
 
 #: A daemon that served this long is healthy: the next death starts with the shortest pause again.
 _HEALTHY: Final = 10.0
@@ -205,8 +207,9 @@ class Supervisor:
                 asyncio.create_task(self._gone.wait()),
                 asyncio.create_task(self._stop.wait()),
             ]
+            watch = asyncio.create_task(self._watch_daemon(self._daemon))
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for task in waiting:
+            for task in (*waiting, watch):
                 task.cancel()
             if self._gone.is_set() or self._stop.is_set():
                 return
@@ -231,6 +234,20 @@ class Supervisor:
                 daemon.serve(self._fuse_fd)
                 daemon.serving.add_done_callback(self._on_serving)
 
+    async def _watch_daemon(self, daemon: Daemon) -> None:
+        """Kill a daemon that lives and does not answer: another can take over, a stuck one blocks everybody."""
+        answered = time.monotonic()
+        while True:
+            await asyncio.sleep(WATCH_INTERVAL)
+            try:
+                await daemon.request("status", timeout=WATCH_INTERVAL)
+                answered = time.monotonic()
+            except (WsFuseError, OSError, TimeoutError):
+                if time.monotonic() - answered > WATCH_PATIENCE:
+                    log.warning("the daemon has not answered for %.0f s and is replaced", WATCH_PATIENCE)
+                    daemon.kill(signal.SIGKILL)
+                    return
+
     def _on_serving(self, serving: asyncio.Future[dict[str, Any]]) -> None:
         if serving.exception() is None and self._state == "restarting":
             self._state = "mounted"
@@ -251,7 +268,7 @@ class Supervisor:
                 await self._sync(SYNC_TIMEOUT)
             except (WsFuseError, OSError, TimeoutError) as exc:
                 result["warnings"].append(
-                    f"not synced before unmounting: {exc or 'the server did not answer in time'}"
+                    f"not synced before unmounting: {str(exc) or 'the server did not answer in time'}"
                 )
                 log.info("%s", result["warnings"][-1])
         with contextlib.suppress(TimeoutError):
@@ -308,7 +325,12 @@ class Supervisor:
             assert self._daemon is not None
             return await self._daemon.request("stats", timeout=3.0)
         if op == "sync":
-            await self._sync(float(arguments.get("timeout", self.config.deadline)))
+            try:
+                await self._sync(float(arguments.get("timeout", self.config.deadline)))
+            except TimeoutError as exc:
+                raise MountError(
+                    "not synced: the server did not answer in time; `wsfuse status` tells more"
+                ) from exc
             return {"synced": True}
         if op == "log":
             return logs.tail(self._claim.entry.log, int(arguments.get("lines", 100)))

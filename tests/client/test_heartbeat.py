@@ -91,3 +91,33 @@ async def test_it_ends_when_it_is_told_to() -> None:
     done, _ = await asyncio.wait((watch.silence,), timeout=0.06)
     assert not done
     assert watch.pings == []
+
+
+async def test_whoever_is_in_a_hurry_has_the_peer_given_up_sooner() -> None:
+    watch = Watch(lambda _nonce: None, patience=60.0)
+    watch.beat.hurry(0.02)
+    watch.beat.hurry(0.02)
+    assert watch.pings == [1]
+    assert await watch.silence == 0.02
+
+
+async def test_bytes_that_leave_are_a_reprieve_for_the_hurried() -> None:
+    watch = Watch(lambda _nonce: None, patience=60.0)
+    watch.socket.waiting = 100
+    watch.beat.hurry(0.02)
+    watch.socket.waiting = 0
+    assert await watch.silence == 0.02
+
+
+async def test_a_peer_that_answers_the_hurried_is_kept() -> None:
+    def answer(_nonce: int) -> None:
+        watch.socket.arrivals += 1
+
+    watch = Watch(answer, patience=60.0)
+    watch.beat.hurry(0.01)
+    answered = asyncio.get_running_loop().create_future()
+    asyncio.get_running_loop().call_later(0.05, answered.set_result, None)
+    await answered
+    assert not watch.silence.done()
+    watch.beat.hurry(60.0)
+    watch.beat.stop()

@@ -157,6 +157,49 @@ def test_a_stuck_daemon_does_not_stop_status_or_umount(mounted: Mount) -> None:
     wait_gone(pid)
 
 
+def test_a_stuck_daemon_is_replaced(mounted: Mount) -> None:
+    (mounted.path / "file").write_text("x")
+    mounted.expect_log("has not answered")
+    os.kill(mounted.daemon_pid, signal.SIGSTOP)
+    assert (mounted.path / "file").read_text() == "x"
+    assert mounted.status()["restarts"] == 1
+
+
+@pytest.mark.parametrize("call", ["os.write(fd, b'y')", "os.mkdir(path + '.d')", "os.fsync(fd)"])
+def test_a_signal_ends_a_call_although_the_engine_is_silent(mounted: Mount, call: str) -> None:
+    path = mounted.path / "file"
+    path.write_text("x" * 9)
+    mounted.expect_log("no sign of life")
+    mounted.server.expect_log("engine")
+    engine = mounted.server.engine_pid()
+    program = f"import os, sys; path = sys.argv[1]; fd = os.open(path, os.O_RDWR); print(flush=True); input(); {call}"
+    child = subprocess.Popen(
+        [sys.executable, "-c", program, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert child.stdout
+        assert child.stdin
+        child.stdout.readline()
+        os.kill(engine, signal.SIGSTOP)
+        child.stdin.write("\n")
+        child.stdin.flush()
+        wait_for(lambda: mounted_waits(child.pid), "the call waits for the mount")
+        child.kill()
+        assert child.wait(12) == -signal.SIGKILL
+    finally:
+        os.kill(engine, signal.SIGCONT)
+        child.kill()
+        child.communicate()
+
+
+def mounted_waits(pid: int) -> bool:
+    """Whether the process sleeps in a request to a FUSE mount."""
+    return (
+        "fuse" in Path(f"/proc/{pid}/stack").read_text()
+        or "request_wait" in Path(f"/proc/{pid}/wchan").read_text()
+    )
+
+
 # --- the supervisor --------------------------------------------------------------------------------------------
 
 

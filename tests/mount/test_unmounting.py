@@ -148,7 +148,7 @@ def test_a_stuck_supervisor(server: Live, tmp_path: Path, monkeypatch: pytest.Mo
         for name, value in mounted.env.items():
             if name.startswith("WSFUSE"):
                 monkeypatch.setenv(name, value)
-        monkeypatch.setattr(launcher, "UNMOUNT_TIMEOUT", 0.2)
+        monkeypatch.setattr(launcher, "ANSWER_TIMEOUT", 0.2)
         os.kill(mounted.supervisor_pid, signal.SIGSTOP)
         launcher.unmount(launcher.choose(str(mounted.path)))
         gone(mounted, pids)
