@@ -13,7 +13,7 @@ LABEXTENSION := $(addprefix labextension/,package.json yarn.lock tsconfig.json) 
 	$(shell find labextension/src labextension/style labextension/schema -type f)
 
 # What a promise about data rests on: every line and branch of it is exercised.
-FULLY_COVERED := jupyter_wsfuse/protocol/*,jupyter_wsfuse/fuse/*,jupyter_wsfuse/engine/sandbox.py,jupyter_wsfuse/engine/operations.py
+FULLY_COVERED := jupyter_wsfuse/protocol/*,jupyter_wsfuse/fuse/*,jupyter_wsfuse/engine/sandbox.py,jupyter_wsfuse/engine/operations.py,jupyter_wsfuse/engine/attributes.py,jupyter_wsfuse/engine/entries.py,jupyter_wsfuse/engine/files.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo lab test check lint types imports bench clean

@@ -21,20 +21,35 @@ from .workloads import WORKLOADS, prepare
 Figures = dict[str, dict[str, list[float]]]
 
 
-def measure(source: Path, workdir: Path, rounds: int) -> Figures:
-    """Seconds of every round: workload -> peer -> values. Peers take turns, so that a noisy moment hits all."""
+def memory_directory() -> str | None:
+    """A file system in memory with room for the files, or None: the way to the workspace is measured, not its disk."""
+    shm = "/dev/shm"
+    if os.access(shm, os.W_OK) and shutil.disk_usage(shm).free > 2 << 30:
+        return shm
+    return None
+
+
+def measure(directory: str | None, rounds: int) -> Figures:
+    """Seconds of every round: workload -> peer -> values. Peers take turns, so that a noisy moment hits all.
+
+    Without *directory*, large transfers have their workspace in memory, because the way to it is measured and not its
+    disk; single operations have theirs on the disk's file system, because they are answered from its page cache.
+    """
     figures: Figures = {}
     for cached in (False, True):
         rows = [w for w in WORKLOADS if w.cached is cached]
-        place = workdir / ("cached" if cached else "uncached")
-        place.mkdir()
-        with everything(source, place, cached=cached) as peers:
-            for number in range(rounds + 1):
-                for workload in rows:
-                    for peer, directory in peers.items():
-                        seconds = workload.run(directory, peer.replace(" ", "-"))
-                        if number:  # the first round warms everything up
-                            figures.setdefault(workload.name, {}).setdefault(peer, []).append(seconds)
+        place = directory or (memory_directory() if cached else None)
+        with tempfile.TemporaryDirectory(prefix="wsfuse-bench-", dir=place) as name:
+            source = Path(name) / "source"
+            source.mkdir()
+            prepare(source)
+            with everything(source, Path(name), cached=cached) as peers:
+                for number in range(rounds + 1):
+                    for workload in rows:
+                        for peer, path in peers.items():
+                            seconds = workload.run(path, peer.replace(" ", "-"))
+                            if number:  # the first round warms everything up
+                                figures.setdefault(workload.name, {}).setdefault(peer, []).append(seconds)
     return figures
 
 
@@ -56,30 +71,19 @@ def report(figures: Figures) -> tuple[Table, bool]:
     return table, all_kept
 
 
-def memory_directory() -> str | None:
-    """A file system in memory with room for the files, or None: the way to the workspace is measured, not its disk."""
-    shm = "/dev/shm"
-    if os.access(shm, os.W_OK) and shutil.disk_usage(shm).free > 2 << 30:
-        return shm
-    return None
-
-
 @click.command()
 @click.option("--rounds", default=7, show_default=True, help="Rounds that count; one more warms up.")
-@click.option("--directory", help="Where the workspace lies.  [default: in memory, if there is room]")
+@click.option(
+    "--directory", help="Where the workspaces lie.  [default: on disk, for large transfers in memory]"
+)
 @click.option("--output", type=click.Path(path_type=Path), help="Keep all figures in this JSON file.")
 @click.option("--strict", is_flag=True, help="Exit 1 when a ratio is over its limit.")
 def main(rounds: int, directory: str | None, output: Path | None, strict: bool) -> None:
     """Compare wsfuse with sshfs and the local directory, all on this host, in one run."""
-    with tempfile.TemporaryDirectory(prefix="wsfuse-bench-", dir=directory or memory_directory()) as name:
-        workdir = Path(name)
-        source = workdir / "source"
-        source.mkdir()
-        prepare(source)
-        try:
-            figures = measure(source, workdir, rounds)
-        except PeerUnavailableError as problem:
-            raise click.ClickException(str(problem)) from problem
+    try:
+        figures = measure(directory, rounds)
+    except PeerUnavailableError as problem:
+        raise click.ClickException(str(problem)) from problem
     table, kept = report(figures)
     Console(width=160).print(table)
     if output:
