@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
 import statistics
 import sys
 import tempfile
@@ -21,25 +20,12 @@ from .workloads import WORKLOADS, prepare
 Figures = dict[str, dict[str, list[float]]]
 
 
-def memory_directory() -> str | None:
-    """A file system in memory with room for the files, or None: the way to the workspace is measured, not its disk."""
-    shm = "/dev/shm"
-    if os.access(shm, os.W_OK) and shutil.disk_usage(shm).free > 2 << 30:
-        return shm
-    return None
-
-
 def measure(directory: str | None, rounds: int) -> Figures:
-    """Seconds of every round: workload -> peer -> values. Peers take turns, so that a noisy moment hits all.
-
-    Without *directory*, large transfers have their workspace in memory, because the way to it is measured and not its
-    disk; single operations have theirs on the disk's file system, because they are answered from its page cache.
-    """
+    """Seconds of every round: workload -> peer -> values. Peers take turns, so that a noisy moment hits all."""
     figures: Figures = {}
     for cached in (False, True):
         rows = [w for w in WORKLOADS if w.cached is cached]
-        place = directory or (memory_directory() if cached else None)
-        with tempfile.TemporaryDirectory(prefix="wsfuse-bench-", dir=place) as name:
+        with tempfile.TemporaryDirectory(prefix="wsfuse-bench-", dir=directory) as name:
             source = Path(name) / "source"
             source.mkdir()
             prepare(source)
@@ -73,9 +59,7 @@ def report(figures: Figures) -> tuple[Table, bool]:
 
 @click.command()
 @click.option("--rounds", default=7, show_default=True, help="Rounds that count; one more warms up.")
-@click.option(
-    "--directory", help="Where the workspaces lie.  [default: on disk, for large transfers in memory]"
-)
+@click.option("--directory", help="Where the workspaces lie.  [default: the directory for temporary files]")
 @click.option("--output", type=click.Path(path_type=Path), help="Keep all figures in this JSON file.")
 @click.option("--strict", is_flag=True, help="Exit 1 when a ratio is over its limit.")
 def main(rounds: int, directory: str | None, output: Path | None, strict: bool) -> None:
