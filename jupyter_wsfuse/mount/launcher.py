@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import select
 import selectors
 import signal
 import subprocess
@@ -26,6 +27,9 @@ from jupyter_wsfuse.mount.registry import Entry
 START_TIMEOUT = 100.0
 #: Seconds that an orderly unmount may take: sync, files still open, processes.
 UNMOUNT_TIMEOUT = 60.0
+
+#: Seconds that a mount which could not be made may take to clear away what it had set up.
+CLEAR_TIMEOUT = 20.0
 
 #: Seconds for an answer that a healthy supervisor gives at once.
 ANSWER_TIMEOUT = 5.0
@@ -69,13 +73,23 @@ def start(config: MountConfig) -> dict[str, Any]:
                 raise error_from_json(message["error"])
     except BaseException:
         if pid:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)  # it takes down what it has set up so far
+            _end(pid)
         raise
     finally:
         front.stdout.close()
         front.wait()
     raise MountError("the mount process ended at once: " + (" ".join(said[-3:]) or "it said nothing"))
+
+
+def _end(pid: int) -> None:
+    """Let a supervisor take down what it has set up so far, and see it gone: the caller may try again at once."""
+    with contextlib.suppress(ProcessLookupError):
+        process = os.pidfd_open(pid)
+        try:
+            signal.pidfd_send_signal(process, signal.SIGTERM)
+            select.select([process], [], [], CLEAR_TIMEOUT)
+        finally:
+            os.close(process)
 
 
 def _message(line: str) -> dict[str, Any] | None:
