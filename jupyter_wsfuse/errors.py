@@ -10,6 +10,7 @@
     ├── DiscoveryError          no server, or no way to use it; the message says what to do
     ├── TransportError          the connection failed or was lost; may be tried again
     ├── SandboxError            an OSError as well: a name would have led outside the workspace
+    ├── DeniedError             an OSError as well: a permission rule says no; ``rule`` names it
     └── MountError              mounting or unmounting failed; the message says what to do
         └── NotMountedError     ... because nothing of ours is mounted there
 
@@ -80,6 +81,15 @@ class SandboxError(WsFuseError, OSError):
 
     def __init__(self, message: str = "path leads outside the workspace") -> None:
         OSError.__init__(self, errno.EACCES, message)
+
+
+class DeniedError(WsFuseError, OSError):
+    """A permission rule says no. Carries ``EACCES``; ``rule`` names the rule that decided, for the log, the audit
+    and whoever asks why."""
+
+    def __init__(self, rule: str) -> None:
+        OSError.__init__(self, errno.EACCES, f"denied by {rule}")
+        self.rule = rule
 
 
 # Exceptions without an errno of their own. First match wins; anything not listed is EIO, never

@@ -4,14 +4,55 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import RefusedError, WsFuseError
+from .permissions import Rule
 
 
 class ConfigurationError(WsFuseError):
     """The engine's configuration is not usable; the message names the key and what it must be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a tenant, a session or a token may use; None: no limit.
+
+    Operations a second by class (``metadata``, ``read``, ``write``, ``delete``); bytes of file data a second,
+    ``bytes_in`` to the engine (written) and ``bytes_out`` (read). ``sessions`` at a time, open ``handles``, and
+    requests ``in_flight``. ``max_wait``: seconds that one request is held back at most before it is refused with
+    ``EBUSY``; ``refuse``: refuse at once instead of holding back.
+    """
+
+    metadata: float | None = None
+    read: float | None = None
+    write: float | None = None
+    delete: float | None = None
+    bytes_in: float | None = None
+    bytes_out: float | None = None
+    sessions: int | None = None
+    handles: int | None = None
+    in_flight: int | None = None
+    max_wait: float = 30.0
+    refuse: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AuditOptions:
+    """What is recorded of a tenant: ``record`` is "all", "mutations" (and denials), "denials", or "off".
+
+    ``on_failure``: "refuse" mutations while the log cannot be written, or "continue" and say so. A segment is
+    sealed when it has ``segment_bytes`` or is ``segment_age`` seconds old; sealed segments older than
+    ``retention`` seconds are removed (0: never), the oldest ones also beyond ``max_bytes`` in all (0: no bound).
+    """
+
+    record: str = "mutations"
+    on_failure: str = "continue"
+    segment_bytes: int = 16 << 20
+    segment_age: float = 86400.0
+    retention: float = 0.0
+    max_bytes: int = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +61,10 @@ class Tenant:
 
     ``root`` and ``follow_roots`` are absolute paths of folders. ``raw_owner`` only takes effect if the engine
     runs as root. ``follow_roots``: where symbolic links that leave the workspace may lead with
-    ``links=follow``.
+    ``links=follow``. ``create``: make the root, 0700, on first use. ``rules`` hold for everyone, ``group_rules``
+    after them for the members of a group. ``hide``: names that may not be read are not listed and not found.
+    ``limits`` of all its sessions together, ``session_limits`` of each. ``quota`` in bytes on disk. ``weight``:
+    its share of a busy engine, relative to other tenants.
     """
 
     name: str
@@ -28,6 +72,15 @@ class Tenant:
     read_only: bool = False
     raw_owner: bool = False
     follow_roots: tuple[bytes, ...] = ()
+    create: bool = False
+    rules: tuple[Rule, ...] = ()
+    group_rules: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
+    hide: bool = False
+    limits: Limits = Limits()
+    session_limits: Limits = Limits()
+    quota: int | None = None
+    weight: float = 1.0
+    audit: AuditOptions = AuditOptions()
 
 
 def _folder(value: object, key: str) -> bytes:
