@@ -23,6 +23,7 @@ O_CREAT: Final = 0o100
 O_EXCL: Final = 0o200
 O_TRUNC: Final = 0o1000
 O_APPEND: Final = 0o2000
+FMODE_EXEC: Final = 0o40  # the kernel's own: opened by execve(2)
 
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2

@@ -33,6 +33,8 @@ from .tree import Node
 
 #: Extended attributes of this name are ours: they never reach the workspace.
 RESERVED_XATTR = b"user.wsfuse."
+#: The one that the engine answers: what may be done with the file, and which rules say so.
+WHY_XATTR = b"user.wsfuse.why"
 
 
 class AttributeOperations(Core):
@@ -142,7 +144,7 @@ class AttributeOperations(Core):
     @measured
     async def getxattr(self, caller: Caller, node: int, name: bytes) -> bytes:
         subject = self.tree.get(node)
-        if name.startswith(RESERVED_XATTR):
+        if name.startswith(RESERVED_XATTR) and name != WHY_XATTR:
             raise os_error(errno.ENODATA)
         reply = await self.ask(ValueReply, GetXattr(0, self.ref(subject), name), caller.key, ref=subject)
         return reply.value

@@ -21,7 +21,7 @@ from ..protocol.messages import (
     TmpFile,
     Write,
 )
-from .api import O_ACCMODE, O_APPEND, O_CREAT, O_EXCL, O_TRUNC, Caller, Entry, Opened
+from .api import FMODE_EXEC, O_ACCMODE, O_APPEND, O_CREAT, O_EXCL, O_TRUNC, Caller, Entry, Opened
 from .core import Core
 from .handles import OpenFile
 from .profiler import measured
@@ -29,7 +29,7 @@ from .tree import Node
 
 #: What a server need know of open(2)'s flags. The kernel does O_SYNC by asking for fsync, and O_DIRECT would ask
 #: for an alignment that only the server's disk knows.
-_SENT: Final = O_ACCMODE | O_APPEND | O_TRUNC | O_CREAT | O_EXCL
+_SENT: Final = O_ACCMODE | O_APPEND | O_TRUNC | O_CREAT | O_EXCL | FMODE_EXEC
 
 #: One copy_file_range is shorter than asked rather than busy for minutes: it could not be interrupted.
 _LONGEST_COPY: Final = 1 << 30
@@ -115,7 +115,7 @@ class FileOperations(Core):
     async def read(self, caller: Caller, node: int, handle: int, offset: int, size: int) -> bytes:
         """Up to *size* bytes; fewer only at the end of the file."""
         file = self.file(handle)
-        reply, data = await self.connection.call(Read(0, handle, offset, size), key=caller.key)
+        reply, data = await self.call(Read(0, handle, offset, size), key=caller.key)
         if type(reply) is not DataReply:
             raise os_error(errno.EIO, f"the server answered a read with {reply}")
         self.cache.was_read(file.node.identity)
@@ -131,7 +131,7 @@ class FileOperations(Core):
         subject = file.node
         self._written(subject)
         with self.cache.changing(subject.identity):
-            reply, _ = await self.connection.call(Write(0, handle, offset, kill_priv), data, key=caller.key)
+            reply, _ = await self.call(Write(0, handle, offset, kill_priv), data, key=caller.key)
         self._written(subject)
         if type(reply) is not CountReply:
             raise os_error(errno.EIO, f"the server answered a write with {reply}")

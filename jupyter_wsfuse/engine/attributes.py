@@ -10,23 +10,26 @@ import errno
 import os
 import stat
 
-from jupyter_wsfuse.engine import syscalls
+from jupyter_wsfuse.engine import enforcement, syscalls
 from jupyter_wsfuse.engine.context import Context, Payload, Result, check_fence, check_owner, check_range
+from jupyter_wsfuse.engine.permissions import EXECUTE, LIST, READ, WRITE
 from jupyter_wsfuse.engine.sandbox import Target, proc_path, read_link
 from jupyter_wsfuse.errors import os_error
 from jupyter_wsfuse.protocol import messages as m
 
-_RESERVED = b"user.wsfuse."  # extended attributes of this prefix are answered by the mount, never stored
+# Extended attributes of this prefix are answered here or by the mount, and never stored.
+_RESERVED = b"user.wsfuse."
+_WHY = b"user.wsfuse.why"
 
 
 def get_attr(context: Context, request: m.GetAttr, payload: Payload, nowait: bool) -> Result:
-    with context.sandbox.resolve(request.ref, context.handles, nowait) as target:
+    with enforcement.resolve(context, request.ref, 0, nowait) as target:
         return m.AttrReply(request.seq, target.attr), b""
 
 
 def set_attr(context: Context, request: m.SetAttr, payload: Payload, nowait: bool) -> Result:
     """Owner, then mode (a change of owner clears bits of it), then size (it changes times), then times."""
-    with context.sandbox.resolve(request.ref, context.handles) as target:
+    with enforcement.resolve(context, request.ref, WRITE) as target:
         check_owner(context, request.uid, request.gid)
         if request.uid is not None or request.gid is not None:
             syscalls.chown(
@@ -74,18 +77,26 @@ def kill_privileges(fd: int) -> None:
 def access(context: Context, request: m.Access, payload: Payload, nowait: bool) -> Result:
     if request.mask & ~(os.R_OK | os.W_OK | os.X_OK):
         raise os_error(errno.EINVAL)
-    with context.sandbox.resolve(request.ref, context.handles) as target:
+    with enforcement.resolve(context, request.ref) as target:
+        rights = 0
+        if request.mask & os.R_OK:
+            rights |= LIST if stat.S_ISDIR(target.attr.mode) else READ
+        if request.mask & os.W_OK:
+            rights |= WRITE
+        if request.mask & os.X_OK:
+            rights |= EXECUTE
+        enforcement.demand(target, rights)
         syscalls.access(target.fd, request.mask)
         return m.Done(request.seq), b""
 
 
 def readlink(context: Context, request: m.ReadLink, payload: Payload, nowait: bool) -> Result:
-    with context.sandbox.resolve(request.ref, context.handles) as target:
+    with enforcement.resolve(context, request.ref, READ) as target:
         return m.LinkReply(request.seq, read_link(target.fd)), b""
 
 
 def stat_fs(context: Context, request: m.StatFs, payload: Payload, nowait: bool) -> Result:
-    with context.sandbox.resolve(request.ref, context.handles) as target:
+    with enforcement.resolve(context, request.ref) as target:
         s = os.fstatvfs(target.fd)
         return m.StatFsReply(
             request.seq,
@@ -121,25 +132,37 @@ def _check_xattr(name: bytes, *, change: bool = False) -> None:
 
 def get_xattr(context: Context, request: m.GetXattr, payload: Payload, nowait: bool) -> Result:
     _check_xattr(request.name)
-    with context.sandbox.resolve(request.ref, context.handles) as target:
+    if request.name.startswith(_RESERVED):
+        return m.ValueReply(request.seq, _answered(context, request)), b""
+    with enforcement.resolve(context, request.ref, READ) as target:
         return m.ValueReply(request.seq, os.getxattr(proc_path(target.fd), request.name)), b""
+
+
+def _answered(context: Context, request: m.GetXattr) -> bytes:
+    """The value of a reserved attribute: what the session may do with the file, and by which rules."""
+    if request.name != _WHY:
+        raise os_error(errno.ENODATA)
+    with enforcement.resolve(context, request.ref) as target:
+        return os.fsencode(enforcement.explain(context, target))
 
 
 def set_xattr(context: Context, request: m.SetXattr, payload: Payload, nowait: bool) -> Result:
     _check_xattr(request.name, change=True)
-    with context.sandbox.resolve(request.ref, context.handles) as target:
+    if request.flags not in (0, os.XATTR_CREATE, os.XATTR_REPLACE):
+        raise os_error(errno.EINVAL)
+    with enforcement.resolve(context, request.ref, WRITE) as target:
         os.setxattr(proc_path(target.fd), request.name, request.value, request.flags)
         return m.Done(request.seq), b""
 
 
 def list_xattr(context: Context, request: m.ListXattr, payload: Payload, nowait: bool) -> Result:
-    with context.sandbox.resolve(request.ref, context.handles) as target:
+    with enforcement.resolve(context, request.ref, READ) as target:
         names = [os.fsencode(name) for name in os.listxattr(proc_path(target.fd))]
-        return m.NamesReply(request.seq, names), b""
+        return m.NamesReply(request.seq, [name for name in names if not name.startswith(_RESERVED)]), b""
 
 
 def remove_xattr(context: Context, request: m.RemoveXattr, payload: Payload, nowait: bool) -> Result:
     _check_xattr(request.name, change=True)
-    with context.sandbox.resolve(request.ref, context.handles) as target:
+    with enforcement.resolve(context, request.ref, WRITE) as target:
         os.removexattr(proc_path(target.fd), request.name)
         return m.Done(request.seq), b""

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from jupyter_wsfuse.engine import syscalls
 from jupyter_wsfuse.engine.handles import Handle, HandleTable
+from jupyter_wsfuse.engine.permissions import Policy
 from jupyter_wsfuse.engine.sandbox import Sandbox
 from jupyter_wsfuse.errors import os_error
 from jupyter_wsfuse.protocol.messages import Ref, Reply
@@ -24,12 +25,14 @@ _ID_MAX: Final = (1 << 32) - 2  # the largest user or group id; the next one mea
 
 @dataclass(slots=True)
 class Context:
-    """The session's view: its workspace, its open files, and whether it may choose who owns what
-    (``raw_owner``)."""
+    """The session's view: its workspace, its open files, whether it may choose who owns what (``raw_owner``),
+    and what it may do at all. Another ``policy`` may be put in at any time: it holds from the next request on,
+    for files that are open as well."""
 
     sandbox: Sandbox
     handles: HandleTable = field(default_factory=HandleTable)
     raw_owner: bool = False
+    policy: Policy = Policy.OPEN
 
 
 class Operation(NamedTuple):

@@ -12,23 +12,32 @@ import os
 import stat
 from typing import Final
 
-from jupyter_wsfuse.engine import syscalls
+from jupyter_wsfuse.engine import enforcement, syscalls
 from jupyter_wsfuse.engine.context import Context, Payload, Result, entry_path, owned_by
-from jupyter_wsfuse.engine.sandbox import check_name, proc_path
+from jupyter_wsfuse.engine.handles import Handle
+from jupyter_wsfuse.engine.permissions import DELETE, join
+from jupyter_wsfuse.engine.sandbox import Target, check_name, proc_path
 from jupyter_wsfuse.errors import SandboxError, os_error
 from jupyter_wsfuse.protocol import messages as m
 
 _TARGET_MAX: Final = 4095  # bytes of a symbolic link's target, PATH_MAX without the NUL
 _LISTING_BYTES: Final = 768 << 10  # of one reply, so that it stays well within a frame's header
+_DT_DIR: Final = stat.S_IFDIR >> 12
+_DT_LNK: Final = stat.S_IFLNK >> 12
 _ENTRY_BYTES: Final = 160  # of an entry with attributes, without its name, at most
 
 
 def lookup(context: Context, request: m.Lookup, payload: Payload, nowait: bool) -> Result:
     sandbox = context.sandbox
     with sandbox.resolve(request.parent, context.handles, nowait) as parent:
-        fd = sandbox.lookup(parent.fd, request.name, nowait)
         try:
-            return m.AttrReply(request.seq, sandbox.stat(fd, nowait)), b""
+            fd = sandbox.lookup(parent.fd, request.name, nowait)
+        except OSError as error:
+            raise enforcement.not_found(context, parent, request.name, error) from None
+        try:
+            attr = sandbox.stat(fd, nowait)
+            enforcement.found(context, parent, request.name, fd, attr)
+            return m.AttrReply(request.seq, attr), b""
         finally:
             os.close(fd)
 
@@ -47,7 +56,8 @@ def entry_attr(context: Context, directory: int, name: bytes) -> m.Attr:
 
 def mkdir(context: Context, request: m.MkDir, payload: Payload, nowait: bool) -> Result:
     check_name(request.name)
-    with context.sandbox.resolve(request.parent, context.handles) as parent:
+    with enforcement.parent(context, request.parent) as parent:
+        enforcement.making(context, parent, request.name, directory=True)
         with owned_by(context, request.uid, request.gid):
             os.mkdir(request.name, request.mode & 0o7777, dir_fd=parent.fd)
         return m.AttrReply(request.seq, entry_attr(context, parent.fd, request.name)), b""
@@ -55,12 +65,13 @@ def mkdir(context: Context, request: m.MkDir, payload: Payload, nowait: bool) ->
 
 def mknod(context: Context, request: m.MkNod, payload: Payload, nowait: bool) -> Result:
     check_name(request.name)
-    kind = stat.S_IFMT(request.mode) or stat.S_IFREG
+    kind = request.mode & 0o170000 or stat.S_IFREG  # S_IFMT() refuses numbers that are no mode
     if kind in (stat.S_IFCHR, stat.S_IFBLK):
         raise os_error(errno.EPERM)
     if kind not in (stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK):
         raise os_error(errno.EINVAL)
-    with context.sandbox.resolve(request.parent, context.handles) as parent:
+    with enforcement.parent(context, request.parent) as parent:
+        enforcement.making(context, parent, request.name)
         with owned_by(context, request.uid, request.gid):
             os.mknod(request.name, kind | request.mode & 0o7777, dir_fd=parent.fd)
         return m.AttrReply(request.seq, entry_attr(context, parent.fd, request.name)), b""
@@ -75,7 +86,8 @@ def symlink(context: Context, request: m.SymLink, payload: Payload, nowait: bool
         raise os_error(errno.EINVAL)
     if len(request.target) > _TARGET_MAX:
         raise os_error(errno.ENAMETOOLONG)
-    with context.sandbox.resolve(request.parent, context.handles) as parent:
+    with enforcement.parent(context, request.parent) as parent:
+        enforcement.making(context, parent, request.name)
         with owned_by(context, request.uid, request.gid):
             os.symlink(request.target, request.name, dir_fd=parent.fd)
         return m.AttrReply(request.seq, entry_attr(context, parent.fd, request.name)), b""
@@ -83,9 +95,10 @@ def symlink(context: Context, request: m.SymLink, payload: Payload, nowait: bool
 
 def link(context: Context, request: m.Link, payload: Payload, nowait: bool) -> Result:
     """Another name for the very file of ``ref``, also if that is a symbolic link or has no name yet."""
-    with context.sandbox.resolve(request.ref, context.handles) as target:
+    with enforcement.resolve(context, request.ref) as target:
         check_name(request.name)
-        with context.sandbox.resolve(request.parent, context.handles) as parent:
+        with enforcement.parent(context, request.parent) as parent:
+            enforcement.linking(context, target, parent, request.name)
             # Following /proc/self/fd/N ends at the descriptor's own file. AT_EMPTY_PATH would need
             # CAP_DAC_READ_SEARCH.
             os.link(proc_path(target.fd), request.name, dst_dir_fd=parent.fd, follow_symlinks=True)
@@ -96,16 +109,24 @@ def link(context: Context, request: m.Link, payload: Payload, nowait: bool) -> R
 
 
 class _Victim:
-    """An entry that is about to be removed or replaced, held so that it can be looked at, and pinned,
-    afterwards."""
+    """An entry that is about to be removed, renamed or replaced, held so that it can be looked at, and pinned,
+    afterwards. The session has *rights* on it."""
 
-    def __init__(self, context: Context, directory: int, name: bytes) -> None:
+    def __init__(self, context: Context, parent: Target, name: bytes, rights: int = DELETE) -> None:
         self.context = context
+        self.place = None if parent.place is None else join(parent.place, name)
         check_name(name)
         try:
-            self.fd = context.sandbox.open_entry(directory, name)
+            self.fd = context.sandbox.open_entry(parent.fd, name)
         except SandboxError:
             raise os_error(errno.EBUSY, "another file system is mounted there") from None
+        except OSError as error:
+            raise enforcement.not_found(context, parent, name, error) from None
+        try:
+            enforcement.entry(context, parent, name, rights, stat.S_ISDIR(self.attr.mode))
+        except BaseException:
+            os.close(self.fd)
+            raise
 
     def __enter__(self) -> _Victim:
         return self
@@ -128,13 +149,14 @@ class _Victim:
             path=path,
             pin=True,
         )
+        handle.place = self.place
         return handle.id
 
 
 def unlink(context: Context, request: m.Unlink, payload: Payload, nowait: bool) -> Result:
     with (
-        context.sandbox.resolve(request.parent, context.handles) as parent,
-        _Victim(context, parent.fd, request.name) as victim,
+        enforcement.parent(context, request.parent) as parent,
+        _Victim(context, parent, request.name) as victim,
     ):
         os.unlink(request.name, dir_fd=parent.fd)
         attr = victim.attr
@@ -146,8 +168,8 @@ def unlink(context: Context, request: m.Unlink, payload: Payload, nowait: bool) 
 
 def rmdir(context: Context, request: m.RmDir, payload: Payload, nowait: bool) -> Result:
     with (
-        context.sandbox.resolve(request.parent, context.handles) as parent,
-        _Victim(context, parent.fd, request.name) as victim,
+        enforcement.parent(context, request.parent) as parent,
+        _Victim(context, parent, request.name) as victim,
     ):
         os.rmdir(request.name, dir_fd=parent.fd)
         attr = victim.attr
@@ -159,26 +181,33 @@ def rename(context: Context, request: m.Rename, payload: Payload, nowait: bool) 
     if request.flags not in (0, syscalls.RENAME_NOREPLACE, syscalls.RENAME_EXCHANGE):
         raise os_error(errno.EINVAL)
     check_name(request.new_name)
-    handles = context.handles
     with (
-        context.sandbox.resolve(request.parent, handles) as parent,
-        context.sandbox.resolve(request.new_parent, handles) as new_parent,
+        enforcement.parent(context, request.parent) as parent,
+        enforcement.parent(context, request.new_parent) as new_parent,
     ):
         if not stat.S_ISDIR(new_parent.attr.mode):  # comes before what is wrong with the names
             raise os_error(errno.ENOTDIR)
-        return _rename(context, request, parent.fd, new_parent.fd), b""
+        return _rename(context, request, parent, new_parent), b""
 
 
-def _rename(context: Context, request: m.Rename, parent: int, new_parent: int) -> m.RemovedReply:
-    old, new = (parent, request.name), (new_parent, request.new_name)
-    with _Victim(context, *old) as source:
+def _rename(context: Context, request: m.Rename, parent: Target, new_parent: Target) -> m.RemovedReply:
+    old, new = (parent.fd, request.name), (new_parent.fd, request.new_name)
+    there, here = (new_parent, request.new_name), (parent, request.name)
+    with _Victim(context, *here) as source:
+        directory = stat.S_ISDIR(source.attr.mode)
+        enforcement.moving(context, *here, *there, directory)
+        if request.flags == syscalls.RENAME_EXCHANGE:
+            with _Victim(context, *there) as other:
+                enforcement.moving(context, *there, *here, stat.S_ISDIR(other.attr.mode))
+                syscalls.rename(*old, *new, request.flags)
+                return m.RemovedReply(request.seq, moved=source.attr)
         if request.flags:  # nothing is replaced
             syscalls.rename(*old, *new, request.flags)
             return m.RemovedReply(request.seq, moved=source.attr)
         try:
-            replaced = _Victim(context, *new)
+            replaced = _Victim(context, *there)
         except FileNotFoundError:
-            syscalls.rename(*old, *new, 0)
+            _rename_to_nothing(context, request, parent, new_parent)
             return m.RemovedReply(request.seq, moved=source.attr)
         with replaced:
             syscalls.rename(*old, *new, 0)
@@ -194,6 +223,20 @@ def _rename(context: Context, request: m.Rename, parent: int, new_parent: int) -
             return m.RemovedReply(request.seq, attr, pin, moved)
 
 
+def _rename_to_nothing(context: Context, request: m.Rename, parent: Target, new_parent: Target) -> None:
+    """Rename; the new name stood for nothing a moment ago, and if that may not be replaced, stands for nothing
+    now."""
+    names = parent.fd, request.name, new_parent.fd, request.new_name
+    denied = enforcement.replacing(context, new_parent, request.new_name)
+    if denied is None:
+        syscalls.rename(*names, 0)
+        return
+    try:
+        syscalls.rename(*names, syscalls.RENAME_NOREPLACE)
+    except FileExistsError:
+        raise denied from None
+
+
 # --- listing
 
 
@@ -203,19 +246,54 @@ def read_dir(context: Context, request: m.ReadDir, payload: Payload, nowait: boo
     with context.handles.use(request.handle) as handle:
         if not handle.directory:
             raise os_error(errno.ENOTDIR)
-        with handle.reading:
-            found, end = _list(handle.fd, request.cookie, request.limit)
-        sandbox = context.sandbox
-        mounted = sandbox.mounted_in(handle.fd) if request.plus else frozenset()
-        entries = []
-        for name, cookie, ino, kind in found:
-            attr = None
-            if request.plus and name not in (b".", b".."):
+        place = enforcement.lists(context, handle)
+        cookie = request.cookie
+        while True:
+            with handle.reading:
+                found, end = _list(handle.fd, cookie, request.limit)
+            if found:
+                cookie = found[-1][1]
+            entries = _entries(context, handle, found, request.plus, place)
+            # No entries would mean the end: go on until there is one that may be shown.
+            if entries or end:
+                return m.DirReply(request.seq, entries, end), b""
+
+
+def _entries(
+    context: Context,
+    handle: Handle,
+    found: list[tuple[bytes, int, int, int]],
+    plus: bool,
+    place: bytes | None,
+) -> list[m.DirEntry]:
+    """What of the *found* entries is shown, with attributes if *plus*. *place*: some may have to be hidden."""
+    sandbox = context.sandbox
+    mounted = sandbox.mounted_in(handle.fd) if plus else frozenset()
+    entries = []
+    for name, cookie, ino, kind in found:
+        if place is not None:
+            if not kind:  # a file system that does not say
+                kind = _kind(handle.fd, name)
+            if not enforcement.listed(context, place, name, kind == _DT_DIR):
+                continue
+        attr = None
+        if plus and name not in (b".", b".."):
+            if place is not None and kind == _DT_LNK and sandbox.links == "follow":
+                attr = enforcement.attr_of_link(context, handle.fd, name)
+            else:
                 attr = sandbox.stat_entry(handle.fd, name, mounted)
-            if attr is not None:
-                ino, kind = attr.ino, stat.S_IFMT(attr.mode) >> 12
-            entries.append(m.DirEntry(name, cookie, ino, kind, attr))
-        return m.DirReply(request.seq, entries, end), b""
+        if attr is not None:
+            ino, kind = attr.ino, stat.S_IFMT(attr.mode) >> 12
+        entries.append(m.DirEntry(name, cookie, ino, kind, attr))
+    return entries
+
+
+def _kind(directory: int, name: bytes) -> int:
+    """``DT_*`` of an entry, 0 if it has vanished."""
+    try:
+        return stat.S_IFMT(os.lstat(name, dir_fd=directory).st_mode) >> 12
+    except OSError:
+        return 0
 
 
 def _list(fd: int, cookie: int, limit: int) -> tuple[list[tuple[bytes, int, int, int]], bool]:

@@ -7,7 +7,7 @@ import os
 import stat
 from typing import Final
 
-from jupyter_wsfuse.engine import syscalls
+from jupyter_wsfuse.engine import enforcement, syscalls
 from jupyter_wsfuse.engine.attributes import kill_privileges
 from jupyter_wsfuse.engine.context import (
     MAX_IO,
@@ -20,6 +20,7 @@ from jupyter_wsfuse.engine.context import (
     owned_by,
 )
 from jupyter_wsfuse.engine.handles import Handle
+from jupyter_wsfuse.engine.permissions import LIST, READ, WRITE
 from jupyter_wsfuse.engine.sandbox import Target, check_name, proc_path, reopen
 from jupyter_wsfuse.engine.syscalls import WouldBlock
 from jupyter_wsfuse.errors import os_error
@@ -42,17 +43,22 @@ def open_file(context: Context, request: m.Open, payload: Payload, nowait: bool)
     truncate = request.flags & os.O_TRUNC
     if nowait and truncate:
         raise WouldBlock
-    with context.sandbox.resolve(request.ref, context.handles, nowait) as target:
+    rights = enforcement.rights_to_open(request.flags)
+    with enforcement.resolve(context, request.ref, rights, nowait) as target:
         fd = _open_target(target, request.flags & (_ACCESS | os.O_TRUNC), nowait)
         attr = None if truncate else target.attr
         kill = bool(truncate and request.kill_priv)
-        return _enter(context, request.seq, fd, request.flags, request.ref.path, attr, kill=kill), b""
+        path = request.ref.path or target.path
+        return _enter(context, request.seq, fd, request.flags, path, attr, kill=kill, judged=target), b""
 
 
 def open_dir(context: Context, request: m.OpenDir, payload: Payload, nowait: bool) -> Result:
-    with context.sandbox.resolve(request.ref, context.handles, nowait) as target:
+    with enforcement.resolve(context, request.ref, LIST, nowait) as target:
         fd = _open_directory(target)
-        reply = _enter(context, request.seq, fd, os.O_RDONLY, request.ref.path, target.attr, directory=True)
+        path = request.ref.path or target.path
+        reply = _enter(
+            context, request.seq, fd, os.O_RDONLY, path, target.attr, directory=True, judged=target
+        )
         return reply, b""
 
 
@@ -60,45 +66,53 @@ def create(context: Context, request: m.Create, payload: Payload, nowait: bool) 
     check_name(request.name)
     flags = request.flags & _ACCESS
     path = entry_path(request.parent, request.name)
-    with context.sandbox.resolve(request.parent, context.handles) as parent:
+    with enforcement.parent(context, request.parent) as parent:
+        newcomer = enforcement.Newcomer(context, parent, request.name, request.flags)
         for _ in range(_CREATE_ATTEMPTS):
-            try:
-                with owned_by(context, request.uid, request.gid):
-                    fd = os.open(
-                        request.name,
-                        flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
-                        request.mode & 0o7777,
-                        dir_fd=parent.fd,
-                    )
-                return _enter(context, request.seq, fd, flags, path, None), b""
-            except FileExistsError:
-                if request.flags & os.O_EXCL:
-                    raise
+            if newcomer.allowed:
+                try:
+                    with owned_by(context, request.uid, request.gid):
+                        fd = os.open(
+                            request.name,
+                            flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
+                            request.mode & 0o7777,
+                            dir_fd=parent.fd,
+                        )
+                    return _enter(context, request.seq, fd, flags, path, None, judged=newcomer), b""
+                except FileExistsError:
+                    if request.flags & os.O_EXCL:
+                        raise
             # It exists: it is opened as any file is, found first, then looked at, then opened.
             try:
                 found = context.sandbox.lookup(parent.fd, request.name)
             except FileNotFoundError:
+                newcomer.check(context)
                 continue
             with Target(found, context.sandbox.stat(found), None, context.handles) as target:
+                newcomer.exists(context, target, request.flags)
                 truncate = request.flags & os.O_TRUNC
                 fd = _open_target(target, flags | truncate, False)
                 kill = bool(truncate and request.kill_priv)
-                return _enter(context, request.seq, fd, flags, path, None, kill=kill), b""
+                reply = _enter(context, request.seq, fd, flags, path, None, kill=kill, judged=target)
+                return reply, b""
         raise os_error(errno.ESTALE)
 
 
 def tmp_file(context: Context, request: m.TmpFile, payload: Payload, nowait: bool) -> Result:
     flags = request.flags & (_ACCESS | os.O_EXCL)
-    with context.sandbox.resolve(request.parent, context.handles) as parent:
+    with enforcement.parent(context, request.parent) as parent:
+        newcomer = enforcement.Newcomer(context, parent, None, request.flags)
         with owned_by(context, request.uid, request.gid):
             fd = os.open(b".", flags | os.O_TMPFILE | os.O_CLOEXEC, request.mode & 0o7777, dir_fd=parent.fd)
-        return _enter(context, request.seq, fd, flags, request.parent.path, None), b""
+        path = request.parent.path or parent.path
+        return _enter(context, request.seq, fd, flags, path, None, judged=newcomer), b""
 
 
 def take_up(context: Context, request: m.Reopen, payload: Payload, nowait: bool) -> Result:
     """Reopen: the handle gets the number back that it had with an engine that is gone. Does nothing about
     locks."""
-    with context.sandbox.resolve(request.ref, context.handles) as target:
+    rights = LIST if request.directory else enforcement.rights_to_open(request.flags)
+    with enforcement.resolve(context, request.ref, rights) as target:
         identity = target.attr.identity
         if request.handle in context.handles:
             if context.handles.get(request.handle).identity != identity:
@@ -119,18 +133,22 @@ def take_up(context: Context, request: m.Reopen, payload: Payload, nowait: bool)
             target.attr,
             directory=request.directory,
             id=request.handle,
+            judged=target,
         )
         return reply, b""
 
 
 def open_created(context: Context, request: m.Create) -> m.OpenReply:
     """The reply to a Create whose file an engine that is gone had made already."""
-    with context.sandbox.resolve(request.parent, context.handles) as parent:
+    with enforcement.parent(context, request.parent) as parent:
+        newcomer = enforcement.Newcomer(context, parent, request.name, request.flags)
+        newcomer.check(context)
         fd = context.sandbox.open_entry(parent.fd, request.name)
     with Target(fd, context.sandbox.stat(fd), None, context.handles) as target:
         flags = request.flags & _ACCESS
         path = entry_path(request.parent, request.name)
-        return _enter(context, request.seq, _open_again(target, flags), flags, path, target.attr)
+        again = _open_again(target, flags)
+        return _enter(context, request.seq, again, flags, path, target.attr, judged=newcomer)
 
 
 def read_back(context: Context, fd: int, size: int, offset: int) -> bytes:
@@ -192,9 +210,10 @@ def _enter(
     kill: bool = False,
     directory: bool = False,
     id: int = 0,
+    judged: Target | enforcement.Newcomer,
 ) -> m.OpenReply:
-    """Make an open file a handle of the session. *attr* None: ask for it, after clearing privileges if
-    *kill*."""
+    """Make an open file a handle of the session, *judged* before. *attr* None: ask for it, after clearing
+    privileges if *kill*."""
     if attr is None:
         try:
             if kill:
@@ -206,6 +225,7 @@ def _enter(
     handle = context.handles.add(
         fd, flags=flags & _ACCESS, identity=attr.identity, directory=directory, path=path, id=id
     )
+    handle.place, handle.rights, handle.judged = judged.place, judged.rights, judged.judged
     return m.OpenReply(seq, handle.id, attr)
 
 
@@ -232,6 +252,8 @@ def read(context: Context, request: m.Read, payload: Payload, nowait: bool) -> R
     handles = context.handles
     handle = handles.acquire(request.handle)
     try:
+        if not context.policy.unrestricted:
+            enforcement.require(context, handle, READ)
         buffer = bytearray(size)
         got = 0
         while got < size:
@@ -267,6 +289,8 @@ def write(context: Context, request: m.Write, payload: Payload, nowait: bool) ->
     handles = context.handles
     handle = handles.acquire(request.handle)
     try:
+        if not context.policy.unrestricted:
+            enforcement.require(context, handle, WRITE)
         check_fence(handle)
         done = os.pwrite(handle.fd, payload, request.offset)
         while done < size:
@@ -295,6 +319,7 @@ def fallocate(context: Context, request: m.Fallocate, payload: Payload, nowait: 
     if request.mode & ~_FALLOCATE_MODES:
         raise os_error(errno.EOPNOTSUPP)
     with context.handles.use(request.handle) as handle:
+        enforcement.require(context, handle, WRITE)
         check_fence(handle)
         syscalls.fallocate(handle.fd, request.mode, request.offset, request.length)
         return m.Done(request.seq), b""
@@ -304,6 +329,7 @@ def seek(context: Context, request: m.Seek, payload: Payload, nowait: bool) -> R
     """The next data or hole. Nothing else: the position of a handle means nothing to a client."""
     check_range(request.offset)
     with context.handles.use(request.handle) as handle:
+        enforcement.require(context, handle, 0)
         if request.whence not in (os.SEEK_DATA, os.SEEK_HOLE) or handle.directory:
             raise os_error(errno.EINVAL)
         return m.CountReply(request.seq, os.lseek(handle.fd, request.offset, request.whence)), b""
@@ -313,6 +339,8 @@ def copy_range(context: Context, request: m.CopyRange, payload: Payload, nowait:
     """copy_file_range(2), as far as one request may go; less than asked for is a valid answer."""
     check_range(request.source_offset, request.target_offset, request.length)
     with context.handles.use(request.source) as source, context.handles.use(request.target) as target:
+        enforcement.require(context, source, READ)
+        enforcement.require(context, target, WRITE)
         check_fence(target)
         # Within one file, a second call would go on with what the first one has appended.
         rest = max(0, os.fstat(source.fd).st_size - request.source_offset)

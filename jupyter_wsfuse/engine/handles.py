@@ -14,7 +14,7 @@ import secrets
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, Protocol
 
 from jupyter_wsfuse.errors import os_error
 from jupyter_wsfuse.protocol.messages import Identity
@@ -31,6 +31,8 @@ class Handle:
 
     ``path`` is where it was opened, for people. ``lost`` is the errno with which everything that would change
     the file fails, once the session has lost locks that it held through this handle; 0 while all is well.
+    ``rights`` at ``place`` were given by the policy ``judged``; None while nobody had to ask
+    (:mod:`.enforcement`).
     """
 
     __slots__ = (
@@ -43,6 +45,9 @@ class Handle:
         "pin",
         "lost",
         "reading",
+        "judged",
+        "place",
+        "rights",
         "_uses",
         "_closed",
     )
@@ -59,6 +64,9 @@ class Handle:
         self.pin = pin
         self.lost = 0
         self.reading = threading.Lock()  # a directory's position belongs to one ReadDir at a time
+        self.judged: object = None
+        self.place: bytes | None = None
+        self.rights = 0
         self._uses = 0
         self._closed = False
 
@@ -76,11 +84,42 @@ class Handle:
         return f"<Handle {kind} fd={self.fd} path={self.path!r}>"  # not the id: it is a capability
 
 
-class HandleTable:
-    """The handles of one session; at most *limit*. Safe to use from several threads."""
+class Observer(Protocol):
+    """Who has to know which files are held open. Called from any thread; must not use the table."""
 
-    def __init__(self, limit: int = DEFAULT_LIMIT, rng: Callable[[], int] | None = None) -> None:
+    def opened(self, handle: Handle) -> None:
+        """The session has *handle* now."""
+
+    def closing(self, handle: Handle) -> None:
+        """The descriptor of *handle* is going to be closed; it is still open."""
+
+
+class Budget(Protocol):
+    """What several tables together may hold open. In any thread."""
+
+    def open_handle(self) -> None:
+        """One more; ``EMFILE`` or ``ENFILE`` if that is too many."""
+
+    def close_handle(self) -> None:
+        """One less."""
+
+
+class HandleTable:
+    """The handles of one session; at most *limit*, and what *budget* allows. Safe to use from several threads.
+
+    ``observer`` is set, if at all, before the first handle is added.
+    """
+
+    def __init__(
+        self,
+        limit: int = DEFAULT_LIMIT,
+        rng: Callable[[], int] | None = None,
+        *,
+        budget: Budget | None = None,
+    ) -> None:
         self.limit = limit
+        self._budget = budget
+        self.observer: Observer | None = None
         self._random = rng or _random_id
         self._handles: dict[int, Handle] = {}
         self._lock = threading.Lock()
@@ -110,8 +149,8 @@ class HandleTable:
     ) -> Handle:
         """Take over *fd* under a new number, or under *id* if it is not 0.
 
-        ``EMFILE`` if the table is full, ``EEXIST`` if *id* is taken, ``EINVAL`` if it is out of range; *fd*
-        is closed then.
+        ``EMFILE`` if the table is full or the budget says so (that also ``ENFILE``), ``EEXIST`` if *id* is taken,
+        ``EINVAL`` if it is out of range; *fd* is closed then.
         """
         try:
             with self._lock:
@@ -122,10 +161,14 @@ class HandleTable:
                         raise os_error(errno.EINVAL)
                     if id in self._handles:
                         raise os_error(errno.EEXIST)
+                if self._budget is not None:
+                    self._budget.open_handle()
                 while not id or id in self._handles:
                     id = self._random()
                 handle = Handle(id, fd, flags, identity, directory, path, pin)
                 self._handles[id] = handle
+                if self.observer is not None:
+                    self.observer.opened(handle)
                 return handle
         except OSError:
             os.close(fd)
@@ -154,7 +197,7 @@ class HandleTable:
             handle._uses -= 1
             last = handle._closed and not handle._uses
         if last:
-            os.close(handle.fd)
+            self._close(handle)
 
     @contextmanager
     def use(self, id: int) -> Iterator[Handle]:
@@ -172,9 +215,18 @@ class HandleTable:
                 return None
             handle._closed = True
             idle = not handle._uses
+        if self._budget is not None:
+            self._budget.close_handle()
         if idle:
-            os.close(handle.fd)
+            self._close(handle)
         return handle
+
+    def _close(self, handle: Handle) -> None:
+        try:
+            if self.observer is not None:
+                self.observer.closing(handle)
+        finally:
+            os.close(handle.fd)
 
     def keep(self, ids: Collection[int]) -> list[Handle]:
         """Close every handle but *ids*, and return those closed."""

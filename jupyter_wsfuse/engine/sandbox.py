@@ -24,17 +24,12 @@ from jupyter_wsfuse.engine import links as following
 from jupyter_wsfuse.engine import syscalls
 from jupyter_wsfuse.engine.handles import Handle, HandleTable
 from jupyter_wsfuse.engine.mounts import MountTable
+from jupyter_wsfuse.engine.places import BELOW, Places
 from jupyter_wsfuse.engine.syscalls import WouldBlock
 from jupyter_wsfuse.errors import SandboxError, os_error
 from jupyter_wsfuse.protocol.messages import Attr, Ref
 
 NAME_MAX: Final = 255
-_RESOLVE: Final = (
-    syscalls.RESOLVE_BENEATH
-    | syscalls.RESOLVE_NO_SYMLINKS
-    | syscalls.RESOLVE_NO_MAGICLINKS
-    | syscalls.RESOLVE_NO_XDEV
-)
 _PATH_CHUNK: Final = 3072  # bytes of a path given to the kernel at a time, whose own bound is 4096
 
 # File systems that answer from memory what the kernel has cached, so that such a call may be made on the
@@ -88,14 +83,20 @@ def proc_path(fd: int) -> bytes:
 
 
 class Target:
-    """A file that a request means: ``fd`` is good for as long as the ``with`` block of this lasts."""
+    """A file that a request means: ``fd`` is good for as long as the ``with`` block of this lasts.
 
-    __slots__ = ("fd", "attr", "handle", "_table")
+    ``place``, ``rights`` and ``judged`` are as in a handle, for who opens it (:mod:`.enforcement`).
+    """
+
+    __slots__ = ("fd", "attr", "handle", "place", "rights", "judged", "_table")
 
     def __init__(self, fd: int, attr: Attr, handle: Handle | None, table: HandleTable) -> None:
         self.fd = fd
         self.attr = attr
         self.handle = handle
+        self.place: bytes | None = None
+        self.rights = 0
+        self.judged: object = None
         self._table = table
 
     def __enter__(self) -> Target:
@@ -106,6 +107,11 @@ class Target:
             os.close(self.fd)
         else:
             self._table.release(self.handle)
+
+    @property
+    def path(self) -> bytes:
+        """What an open file was opened as."""
+        return b"" if self.handle is None else self.handle.path
 
 
 class Sandbox:
@@ -123,6 +129,7 @@ class Sandbox:
         self.links = links
         self._roots: list[int] = []
         self._mounts = MountTable()
+        self._places = Places(self._roots)
         try:
             for folder in (root, *follow_roots):
                 self._roots.append(os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
@@ -153,6 +160,7 @@ class Sandbox:
         while self._roots:
             os.close(self._roots.pop())
         self._mounts.close()
+        self._places.close()
 
     # --- names to descriptors
 
@@ -181,7 +189,7 @@ class Sandbox:
         return self._followed(self.open_entry(directory, name, nowait), nowait)
 
     def _open(self, directory: int, path: bytes, flags: int, nowait: bool) -> int:
-        resolve = _RESOLVE | syscalls.RESOLVE_CACHED if nowait else _RESOLVE
+        resolve = BELOW | syscalls.RESOLVE_CACHED if nowait else BELOW
         how = syscalls.open_how(os.O_PATH | os.O_NOFOLLOW | flags, resolve)
         try:
             return syscalls.openat2(directory, path, how, nowait)
@@ -280,6 +288,10 @@ class Sandbox:
         if not self._births:
             attr.btime = 0
         return attr
+
+    def place(self, fd: int) -> bytes:
+        """Where an open file lies, for the rules (:meth:`.places.Places.of`). ``ENOENT`` without a name."""
+        return self._places.of(fd)
 
     def mounted_in(self, directory: int) -> frozenset[bytes]:
         """The names in an open directory on which something is mounted."""

@@ -25,10 +25,11 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from jupyter_wsfuse.engine import files
+from jupyter_wsfuse.engine import enforcement, files
 from jupyter_wsfuse.engine.attributes import kill_privileges
 from jupyter_wsfuse.engine.context import Context, Payload, entry_path
 from jupyter_wsfuse.engine.entries import entry_attr
+from jupyter_wsfuse.engine.permissions import DELETE, WRITE
 from jupyter_wsfuse.engine.sandbox import check_name, proc_path, read_link
 from jupyter_wsfuse.protocol import messages as m
 
@@ -55,9 +56,32 @@ def prepare(context: Context, request: m.Request, payload: Payload = b"") -> Int
 def settle(context: Context, request: m.Request, intent: Intent, payload: Payload = b"") -> m.Reply | None:
     """The reply to a request that was done by an engine that is gone; None if it is to be executed now."""
     try:
+        _authorise(context, request)
         return _STEPS[type(request)][1](context, request, intent, payload)
     except OSError:
         return None
+
+
+def _authorise(context: Context, request: m.Request) -> None:
+    """Raise unless the session may do what *request* says; executing it will then tell what is wrong."""
+    if context.policy.unrestricted:
+        return
+    if isinstance(request, m.Write):
+        with context.handles.use(request.handle) as handle:
+            enforcement.require(context, handle, WRITE)
+    elif isinstance(request, m.SetXattr | m.RemoveXattr):
+        with enforcement.resolve(context, request.ref, WRITE):
+            pass
+    elif isinstance(request, m.Create | m.MkDir | m.MkNod | m.SymLink | m.Link):
+        with enforcement.parent(context, request.parent) as parent:
+            enforcement.making(context, parent, request.name, isinstance(request, m.MkDir))
+    else:
+        assert isinstance(request, m.Unlink | m.RmDir | m.Rename)
+        with enforcement.parent(context, request.parent) as parent:
+            enforcement.entry(context, parent, request.name, DELETE, isinstance(request, m.RmDir))
+        if isinstance(request, m.Rename):
+            with enforcement.parent(context, request.new_parent) as parent:
+                enforcement.making(context, parent, request.new_name)
 
 
 def revive(context: Context, request: m.Request, reply: m.OpenReply) -> bool:

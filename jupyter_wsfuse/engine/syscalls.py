@@ -114,6 +114,7 @@ _utimensat = _bind(_LIBC, "utimensat", _INT, _NAME, _NAME, _INT)
 _fallocate = _bind(_LIBC, "fallocate", _INT, _INT, ctypes.c_int64, ctypes.c_int64)
 _fstatfs = _bind(_LIBC, "fstatfs", _INT, _PTR)
 _syncfs = _bind(_LIBC, "syncfs", _INT)
+_readlinkat = _bind(_HELD, "readlinkat", _INT, _NAME, _PTR, _SIZE, result=ctypes.c_ssize_t)
 _setfsuid = _bind(_HELD, "setfsuid", ctypes.c_uint)
 _setfsgid = _bind(_HELD, "setfsgid", ctypes.c_uint)
 _prctl = _bind(_HELD, "prctl", _INT, *[ctypes.c_ulong] * 4)
@@ -183,6 +184,18 @@ def statx(fd: int, name: bytes = b"", flags: int = AT_EMPTY_PATH, nowait: bool =
         btime * _NS + btime_ns if mask & _STATX_BTIME else 0,
     )
     return attr, bool(attributes & _STATX_ATTR_MOUNT_ROOT)
+
+
+def descriptor_path(directory: int, fd: int) -> bytes:
+    """The absolute path by which the kernel knows what *fd* is open on; *directory* is ``/proc/self/fd``.
+
+    Read from memory, so the GIL is kept. ``ENAMETOOLONG`` from 4096 bytes on.
+    """
+    buffers = _buffers
+    length: int = _readlinkat(directory, b"%d" % fd, buffers.entries_address, BUFFER_SIZE)
+    if length < 0:
+        raise failure()
+    return ctypes.string_at(buffers.entries_address, length)
 
 
 def rename(old_directory: int, old: bytes, new_directory: int, new: bytes, flags: int) -> None:

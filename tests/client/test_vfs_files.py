@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from jupyter_wsfuse.client.api import Opened
+from jupyter_wsfuse.client.api import FMODE_EXEC, Opened
+from jupyter_wsfuse.engine.permissions import Policy, RuleSet, parse_rule
 from jupyter_wsfuse.errors import os_error
 from jupyter_wsfuse.protocol import messages as m
 from tests.helpers.local_engine import Mount
@@ -235,6 +236,9 @@ async def test_extended_attributes(mount: Mount, root: Path) -> None:
     assert await vfs.listxattr(caller(), node) == [b"user.a"]
     with raises(errno.ENODATA):
         await vfs.getxattr(caller(), node, b"user.wsfuse.x")
+    assert (await vfs.getxattr(caller(), node, b"user.wsfuse.why")).startswith(
+        b"read: allowed by the default"
+    )
     for attempt in (
         vfs.setxattr(caller(), node, b"user.wsfuse.x", b"", 0),
         vfs.removexattr(caller(), node, b"user.wsfuse.x"),
@@ -244,6 +248,27 @@ async def test_extended_attributes(mount: Mount, root: Path) -> None:
     await vfs.removexattr(caller(), node, b"user.a")
     with raises(errno.ENODATA):
         await vfs.getxattr(caller(), node, b"user.a")
+
+
+async def test_what_a_rule_denies_is_in_the_log(
+    mount: Mount, root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (root / "f").touch()
+    node = await mount.node(b"f")
+    opened = await mount.vfs.open(mount.caller(), node, os.O_RDWR)
+    mount.engine.context.policy = Policy(RuleSet([parse_rule("deny write,execute f", "rule 1")]))
+    for attempt in (
+        mount.vfs.write(mount.caller(), node, opened.handle, 0, b"x"),
+        mount.vfs.setattr(mount.caller(), node, mode=0o600),
+        mount.vfs.open(mount.caller(), node, FMODE_EXEC),
+    ):
+        with raises(errno.EACCES):
+            await attempt
+    denied = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(denied) == 1
+    assert denied[0].startswith("Write(")
+    assert denied[0].endswith(": denied by rule 1: deny write,execute f")
+    caplog.clear()
 
 
 async def test_access_statfs_syncfs(mount: Mount, root: Path) -> None:
