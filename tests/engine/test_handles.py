@@ -166,3 +166,32 @@ def test_closing_and_using_from_many_threads() -> None:
         user.join()
     assert not wrong
     table.close_all()
+
+
+def test_an_observer_knows_what_is_open() -> None:
+    """It is asked while the descriptor is still open, and once for each handle."""
+    seen: list[tuple[str, int]] = []
+
+    class Observer:
+        def opened(self, handle: Handle) -> None:
+            os.fstat(handle.fd)
+            seen.append(("opened", handle.id))
+
+        def closing(self, handle: Handle) -> None:
+            os.fstat(handle.fd)
+            seen.append(("closing", handle.id))
+
+    table = HandleTable(limit=2)
+    table.observer = Observer()
+    one, two = (
+        table.add(os.open("/", os.O_RDONLY), flags=os.O_RDONLY, identity=Identity(1, 1, 1)) for _ in range(2)
+    )
+    with pytest.raises(OSError):
+        table.add(os.open("/", os.O_RDONLY), flags=os.O_RDONLY, identity=Identity(1, 1, 1))
+    with table.use(one.id):
+        table.close(one.id)
+        assert seen == [("opened", one.id), ("opened", two.id)]
+    assert seen[2:] == [("closing", one.id)]
+    table.close(one.id)
+    table.close_all()
+    assert seen[3:] == [("closing", two.id)]
