@@ -1,1 +1,0 @@
-"""The audit log as files: how entries are chained, sealed, read, searched and verified."""
