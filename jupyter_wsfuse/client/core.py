@@ -7,12 +7,14 @@ import errno
 import logging
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from stat import S_IFDIR
+from typing import Any, Final, TypeVar
 
 from ..errors import errno_of, os_error
 from ..protocol.messages import Attr, Close, GetAttr, Ref, Reply, Request
 from .api import Caller, Entry, Invalidator, NoInvalidator, Recorder, Requester, VfsOptions
 from .cache import Cache
+from .denials import Denials
 from .handles import OpenFile
 from .profiler import Profiler
 from .tree import Node, Tree, Version
@@ -24,6 +26,9 @@ AnyReply = TypeVar("AnyReply", bound=Reply)
 #: A file that changed less than this many nanoseconds ago may change again without another mtime
 #: (a tick of the server's clock, plus what its clock and ours may differ by).
 _RACY: int = 10**9
+
+#: Operations that are given a directory and a name in it.
+_BY_NAME: Final = frozenset({"lookup", "mkdir", "mknod", "symlink", "unlink", "rmdir", "rename", "create"})
 
 _NOTHING = Attr(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 
@@ -44,9 +49,11 @@ class Core:
         self.options = options
         self.invalidator: Invalidator = NoInvalidator()
         self.stats = Profiler()
+        self.stats.path_of = self.path_named
         self.tree = Tree(options.subdir.strip(b"/"), recorder)
         self.tree.on_drop = self._dropped
         self.cache = Cache(options, clock, wall)
+        self.denials = Denials(clock)
         self.files: dict[int, OpenFile] = {}
         self.read_only = options.read_only
         self._wall = wall
@@ -72,16 +79,29 @@ class Core:
         another way before the kernel is told.
         """
         try:
-            reply, _ = await self.connection.call(request, key=key)
+            reply, _ = await self.call(request, key=key)
         except OSError as error:
             if error.errno != errno.ESTALE or not nodes:
                 raise
             if not await self._other_ways(request, nodes):
                 raise
-            reply, _ = await self.connection.call(request, key=key)
+            reply, _ = await self.call(request, key=key)
         if type(reply) is not expected:
             raise os_error(errno.EIO, f"the server answered {request} with {reply}")
         return reply
+
+    async def call(self, request: Request, payload: bytes = b"", *, key: int = 0) -> tuple[Reply, bytes]:
+        """Send *request* for the operation that runs, whose waiting this is, and return reply and payload."""
+        stats = self.stats
+        flight = stats.current
+        asked_at = stats.asking()
+        try:
+            return await self.connection.call(request, payload, key=key)
+        except OSError as error:
+            self.denials.saw(request, error)
+            raise
+        finally:
+            stats.answered(flight, asked_at)
 
     async def _other_ways(self, request: Request, nodes: dict[str, Node]) -> bool:
         found = False
@@ -192,6 +212,31 @@ class Core:
         if self._wall() - max(attr.mtime, attr.ctime) < _RACY:
             return None
         return attr.size, attr.mtime, attr.ctime
+
+    # --- for people ------------------------------------------------------------------------------------
+
+    def path_named(self, operation: str, arguments: tuple[Any, ...]) -> bytes:
+        """The path in the mount that *operation* with these *arguments* is about, of a rename the old one."""
+        path = self._shown(arguments)
+        if path is None:
+            return b"(a file without a name)"
+        if operation in _BY_NAME:
+            return path + b"/" + arguments[2] if path else bytes(arguments[2])
+        return path
+
+    def directory_named(self, operation: str, arguments: tuple[Any, ...]) -> bytes:
+        """The directory of the mount that *operation* with these *arguments* works in: of a directory, itself."""
+        path = self._shown(arguments)
+        if path is None:
+            return b"(files without a name)"
+        node = self.tree.nodes.get(arguments[1]) if len(arguments) > 1 else self.tree.root
+        return path if node is not None and node.type == S_IFDIR else path.rpartition(b"/")[0]
+
+    def _shown(self, arguments: tuple[Any, ...]) -> bytes | None:
+        """The path of the first node among *arguments*, from the root of the mount; None if it has no name."""
+        node = self.tree.nodes.get(arguments[1]) if len(arguments) > 1 else self.tree.root
+        path = None if node is None else self.tree.path_of(node)
+        return None if path is None else path[len(self.tree.prefix) :].lstrip(b"/")
 
     # --- open files ------------------------------------------------------------------------------------
 

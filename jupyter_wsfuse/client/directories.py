@@ -47,6 +47,8 @@ class DirectoryOperations(Core):
             self.cache.was_read(file.node.identity)
             if plus:
                 self._prime(file.node, page.entries, since)
+        else:
+            self.stats["readdir"].hits += 1
         taken = page.entries[start : start + max_items]
         page.position = start + len(taken)
         directory = file.node

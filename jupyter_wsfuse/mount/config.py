@@ -36,7 +36,8 @@ class MountConfig:
     """One mount. ``mountpoint`` is absolute and free of symbolic links; ``url`` ends with a slash.
 
     ``uid`` and ``gid`` are what files show under ``owner="squash"``. ``deadline`` is in seconds. ``subdir`` is
-    relative to the workspace. ``source``, ``ca_file`` and ``proxy`` are those of the server that was found.
+    relative to the workspace. ``tenant``: which workspace, empty for the one that is the user's. ``source``,
+    ``ca_file`` and ``proxy`` are those of the server that was found.
     """
 
     url: str
@@ -52,6 +53,7 @@ class MountConfig:
     cache: bool = True
     read_only: bool = False
     allow_other: bool = False
+    tenant: str = ""
     subdir: str = ""
     uid: int = field(default_factory=os.getuid)
     gid: int = field(default_factory=os.getgid)

@@ -36,6 +36,7 @@ from jupyter_wsfuse.mount import logs
 from jupyter_wsfuse.mount.child import EXIT_FAILED, EXIT_STOPPED, EXIT_UNMOUNTED
 from jupyter_wsfuse.mount.config import MountConfig
 from jupyter_wsfuse.mount.control import Channel, error_to_json
+from jupyter_wsfuse.mount.profiling import Profiling
 from jupyter_wsfuse.mount.state import StateLog
 from jupyter_wsfuse.protocol.messages import Welcome
 
@@ -76,6 +77,7 @@ class Daemon:
                 heartbeat=min(_HEARTBEAT, config.deadline / 2),
                 patience=min(_PATIENCE, config.deadline),
                 links=config.links,
+                tenant=config.tenant,
                 client=f"{socket.gethostname()}:{config.mountpoint}"[:200],
             ),
             session=self._session[1] if self._session else "",
@@ -84,6 +86,9 @@ class Daemon:
         self._vfs = Vfs(self._connection, vfs_options(config), self._log)
         if self.continues:
             self._vfs.restore(records)
+        self._profiling = Profiling(
+            self._vfs, self._since, lambda: self._connection.status()["state"] == "connected"
+        )
         self._connection.on_welcome = self._on_welcome
         self._log.snapshot = self._snapshot
         self._channel = Channel(
@@ -223,7 +228,11 @@ class Daemon:
         if op == "status":
             return {"since": self._since, "connection": self._connection.status()}
         if op == "stats":
-            return {"operations": self._vfs.stats.snapshot(), "since": self._since}
+            return await self._profiling.stats(bool(arguments.get("reset")))
+        if op == "profile.begin":
+            return await self._profiling.begin()
+        if op == "profile.end":
+            return await self._profiling.end(str(arguments.get("name")))
         if op == "sync":
             await self._vfs.syncfs(Caller(self._config.uid, self._config.gid, 0))
             return None

@@ -321,9 +321,10 @@ class Supervisor:
         assert self._claim is not None
         if op == "status":
             return await self._status()
-        if op == "stats":
+        if op in ("stats", "profile.begin", "profile.end"):
             assert self._daemon is not None
-            return await self._daemon.request("stats", timeout=3.0)
+            passed = {name: arguments[name] for name in ("reset", "name") if name in arguments}
+            return await self._daemon.request(op, timeout=3.0, **passed)
         if op == "sync":
             try:
                 await self._sync(float(arguments.get("timeout", self.config.deadline)))

@@ -6,10 +6,12 @@ or a socket, each wait with a deadline and open to an interrupt.
 
 from __future__ import annotations
 
+import asyncio
 import glob
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
 MAGIC = "wsfuse"
+_PREFIXES = ("%", "%%")
 
 
 class NotebookFront(cli.Front):
@@ -31,7 +34,12 @@ class NotebookFront(cli.Front):
     prefix = "%wsfuse"
     terminal = False
 
+    def __init__(self, cell: Callable[[], bool] | None = None) -> None:
+        super().__init__()
+        self.cell = cell
+
     def words(self, message: str) -> str:
+        message = message.replace("`wsfuse profile [DIR] -- COMMAND ...`", "`%%wsfuse profile [DIR]`")
         return message.replace("`wsfuse ", "`%wsfuse ").replace("[%wsfuse", "[wsfuse")
 
     def warn(self, message: str) -> None:
@@ -46,7 +54,14 @@ class CommandError(WsFuseError):
         return [f"wsfuse: {self}"]
 
 
-def wsfuse(line: str) -> Any:
+class CellError(CommandError):
+    """The cell of a ``%%wsfuse`` failed: what was wrong with it has been shown already."""
+
+    def _render_traceback_(self) -> list[str]:
+        return ["wsfuse: the cell failed, see above"]
+
+
+def wsfuse(line: str, cell: str | None = None) -> Any:
     """The folder of a Jupyter server as a real directory of this kernel.
 
     %wsfuse mount                   this notebook's own server, on ~/wsfuse
@@ -54,7 +69,8 @@ def wsfuse(line: str) -> Any:
     %wsfuse mount URL DIR           another server; its token is taken from the environment variable
                                     WSFUSE_TOKEN, or from a file: --token-file FILE
     %wsfuse status                  what is mounted, and how the connection is
-    %wsfuse stats                   operations, and how long they took
+    %wsfuse stats                   operations, how long they took, and what they waited for
+    %%wsfuse profile                runs a cell, and says what it did with the mount and what would be faster
     %wsfuse sync                    wait until everything is on the server's disk
     %wsfuse umount [DIR]            take the mount down
     %wsfuse doctor                  if something does not work: what, and what to do
@@ -64,9 +80,11 @@ def wsfuse(line: str) -> Any:
 
     The result can be used: s = %wsfuse status; s.data is a list of dictionaries.
     """
-    front = NotebookFront()
+    front = NotebookFront(None if cell is None else lambda: _run_cell(cell))
     try:
         arguments = cli.split(line)
+        if cell is not None and "profile" not in arguments:
+            raise click.UsageError("only `%%wsfuse profile` takes a cell")
         result = cli.run(arguments or ["--help"], front)
     except click.exceptions.Exit:
         return None
@@ -76,16 +94,54 @@ def wsfuse(line: str) -> Any:
         raise CommandError(cli.explain(exc, front)) from None
     if not isinstance(result, Report):
         return None
+    if cell is not None and not result.ok:
+        from IPython.display import display
+
+        display(result)
+        raise CellError("the cell failed")
     if "--json" in arguments:
         return result.data
     return result
+
+
+def _run_cell(cell: str) -> bool:
+    """Run *cell* as if it stood alone; its error, if it has one, is shown. Whether it succeeded."""
+    from IPython.core.getipython import get_ipython
+
+    shell = get_ipython()
+    assert shell is not None
+    if _awaits(shell, cell) and _inside_a_loop():
+        raise click.UsageError(
+            "a cell with `await` at its top cannot be profiled: run it from a function, in a thread"
+        )
+    outer = shell.displayhook.exec_result  # forgotten by the cell inside; what we return belongs there
+    try:
+        return bool(shell.run_cell(cell).success)
+    finally:
+        shell.displayhook.exec_result = outer
+
+
+def _awaits(shell: InteractiveShell, cell: str) -> bool:
+    """Whether *cell* needs an event loop of its own."""
+    try:
+        return shell.should_run_async(cell, transformed_cell=shell.transform_cell(cell))
+    except Exception:
+        return False  # running it will show what is wrong with it
+
+
+def _inside_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 # --- completion ------------------------------------------------------------------------------------------------
 
 
 def completions(line: str) -> list[str]:
-    """What may stand at the end of *line*, which begins with ``%wsfuse``."""
+    """What may stand at the end of *line*, which begins with ``%wsfuse`` or ``%%wsfuse``."""
     words = line.split(" ")[1:]
     *arguments, incomplete = words or [""]
     found: list[str] = []
@@ -115,7 +171,8 @@ def _paths(incomplete: str, *, directories: bool) -> list[str]:
 
 
 def _complete(shell: Any, event: Any) -> list[str]:
-    return completions(event.text_until_cursor.lstrip())
+    line = event.text_until_cursor.lstrip()
+    return [] if "\n" in line else completions(line)
 
 
 # --- IPython ---------------------------------------------------------------------------------------------------
@@ -124,11 +181,14 @@ def _complete(shell: Any, event: Any) -> list[str]:
 def load_ipython_extension(ipython: InteractiveShell) -> None:
     """``%load_ext jupyter_wsfuse``."""
     register: Any = ipython.register_magic_function
-    register(wsfuse, magic_kind="line", magic_name=MAGIC)
-    ipython.set_hook("complete_command", _complete, str_key=f"%{MAGIC}")
+    register(wsfuse, magic_kind="line_cell", magic_name=MAGIC)
+    for prefix in _PREFIXES:
+        ipython.set_hook("complete_command", _complete, str_key=prefix + MAGIC)
 
 
 def unload_ipython_extension(ipython: InteractiveShell) -> None:
     """``%unload_ext jupyter_wsfuse``; mounts stay."""
-    ipython.magics_manager.magics["line"].pop(MAGIC, None)
-    ipython.strdispatchers["complete_command"].strs.pop(f"%{MAGIC}", None)
+    for kind in ("line", "cell"):
+        ipython.magics_manager.magics[kind].pop(MAGIC, None)
+    for prefix in _PREFIXES:
+        ipython.strdispatchers["complete_command"].strs.pop(prefix + MAGIC, None)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -39,6 +39,15 @@ class Grid:
     rows: Sequence[Sequence[str]]
 
 
+def _rich(block: Line | Grid) -> Text | Table:
+    if isinstance(block, Line):
+        return Text(block.text, style=STYLES.get(block.style, ""))
+    table = Table(*block.headers, box=None, pad_edge=False, header_style="bold")
+    for row in block.rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
 @dataclass
 class Report:
     """What a command found or did. ``data`` is what ``--json`` prints; ``ok`` False: the command failed."""
@@ -60,13 +69,11 @@ class Report:
     def print(self, console: Console) -> None:
         """To a terminal, or a file that pretends to be one."""
         for block in self.blocks:
-            if isinstance(block, Line):
-                console.print(Text(block.text, style=STYLES.get(block.style, "")), soft_wrap=True)
-                continue
-            table = Table(*block.headers, box=None, pad_edge=False, header_style="bold")
-            for row in block.rows:
-                table.add_row(*(Text(cell) for cell in row))
-            console.print(table)
+            console.print(_rich(block), soft_wrap=isinstance(block, Line))
+
+    def renderable(self) -> Group:
+        """For what draws on a terminal by itself."""
+        return Group(*map(_rich, self.blocks))
 
     def __str__(self) -> str:
         out = io.StringIO()
@@ -117,6 +124,26 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def seconds(number: float) -> str:
+    """A measured time with three digits: ``4.13 s``, ``213 ms``, ``0.052 ms``."""
+    if number >= 100:
+        return f"{number:.0f} s"
+    return f"{number:.3g} s" if number >= 1 else f"{milliseconds(number)} ms"
+
+
+def milliseconds(number: float) -> str:
+    """Seconds as milliseconds without the unit, as precise as can be read."""
+    thousand = 1e3 * number
+    return f"{thousand:.3f}" if thousand < 10 else f"{thousand:.1f}" if thousand < 1000 else f"{thousand:.0f}"
+
+
+def printable(name: str) -> str:
+    """*name* on one line, with whatever a terminal would act upon written as an escape."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in name
+    )
 
 
 def size(number: float) -> str:

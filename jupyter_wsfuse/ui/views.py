@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
-from jupyter_wsfuse.ui.render import Report, ago, size
+from jupyter_wsfuse.ui.advice import advise, place_name
+from jupyter_wsfuse.ui.render import Report, ago, milliseconds, printable, seconds, size
+
+#: Directories that the report of a profile lists.
+_PLACES: Final = 10
 
 _OUTCOMES = {
     "clean": "unmounted",
@@ -86,22 +91,132 @@ def _state(mount: dict[str, Any]) -> str:
     return str(_connection(mount).get("state") or ("mounted" if daemon.get("answering") else "not answering"))
 
 
-def stats(mountpoint: str, found: dict[str, Any]) -> Report:
-    """The profile of a mount, a row an operation."""
+# --- figures ---------------------------------------------------------------------------------------------------
+
+
+def stats(
+    mountpoint: str, found: dict[str, Any], *, slow: bool = False, before: dict[str, Any] | None = None
+) -> Report:
+    """The figures of a mount, a row an operation. *slow*: the slow ones by themselves as well. *before*: what was found
+    earlier, both with their ``time`` (seconds), for rates."""
     report = Report({"mountpoint": mountpoint, **found})
-    rows = [
-        (
-            name,
-            str(row["count"]),
-            str(row["errors"]),
-            f"{1e3 * row['mean']:.3f}",
-            f"{1e3 * row['max']:.1f}",
-            size(row["bytes"]) if row["bytes"] else "",
-            f"{row['cache_hits'] / row['count']:.0%}" if row["cache_hits"] else "",
-        )
-        for name, row in found["operations"].items()
-    ]
-    if not rows:
+    operations = found["operations"]
+    if not operations:
         return report.line(f"{mountpoint}: no operation yet.")
     report.line(f"{mountpoint}, for {ago(found['since'])}", "title")
-    return report.grid(("operation", "count", "errors", "mean ms", "max ms", "data", "from cache"), rows)
+    counts = [("operation", list(operations)), ("count", [str(row["count"]) for row in operations.values()])]
+    _columns(report, [*counts, *_rates(found, before), *_latencies(operations)])
+    _waits(report, found.get("waiting"))
+    if slow:
+        _slow(report, found)
+    return report
+
+
+def _rates(found: dict[str, Any], before: dict[str, Any] | None) -> list[tuple[str, list[str]]]:
+    if before is None or found["time"] <= before["time"]:
+        return []
+    seconds = found["time"] - before["time"]
+    counts = [
+        (row["count"] - before["operations"].get(name, {"count": 0})["count"]) / seconds
+        for name, row in found["operations"].items()
+    ]
+    return [("per s", [f"{max(rate, 0):.0f}" for rate in counts])]
+
+
+def _latencies(operations: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    rows = operations.values()
+    return [
+        ("errors", [str(row["errors"] or "") for row in rows]),
+        ("mean ms", [milliseconds(row["mean"]) for row in rows]),
+        *((name, [milliseconds(row[name]) for row in rows]) for name in ("p50", "p95", "p99", "max")),
+        ("data", [size(row["bytes"]) if row["bytes"] else "" for row in rows]),
+        (
+            "from cache",
+            [f"{row['cache_hits'] / row['count']:.0%}" if row["cache_hits"] else "" for row in rows],
+        ),
+        ("waited s", [f"{row['waited']:.2f}" if row["waited"] >= 0.005 else "" for row in rows]),
+    ]
+
+
+def _columns(report: Report, columns: list[tuple[str, list[str]]]) -> None:
+    """A table of the columns that are not empty."""
+    shown = [(header, cells) for header, cells in columns if any(cells)]
+    report.grid([header for header, _ in shown], list(zip(*(cells for _, cells in shown), strict=True)))
+
+
+def _waits(report: Report, waiting: dict[str, Any] | None) -> None:
+    if waiting is None or waiting["sum"] <= 0:
+        return
+    said = f"Operations waited {seconds(waiting['sum'])} for the server"
+    if waiting["wall"] and waiting["sum"] > 1.2 * waiting["wall"]:
+        said += f", side by side in {seconds(waiting['wall'])}"
+    report.line(said + parts(waiting["parts"], waiting["sum"]))
+
+
+def parts(found: dict[str, float] | None, whole: float) -> str:
+    """What waiting consisted of, to follow a clause: ``: network 80 %, disk 20 %``."""
+    if found is None:
+        return " (which does not say now how much of it was its own part)"
+    shares = [(name, value / whole) for name, value in found.items() if whole and value >= 0.005 * whole]
+    return (
+        ": " + ", ".join(f"{name} {share:.0%}".replace("%", " %") for name, share in shares) if shares else ""
+    )
+
+
+def _slow(report: Report, found: dict[str, Any]) -> None:
+    slow = found["slow"]
+    if not slow:
+        report.line("No operation took longer than a second.")
+        return
+    count = found["slow_count"]
+    some = f", the last of {count}" if count > len(slow) else ""
+    report.line(f"Slower than a second{some}:", "title")
+    report.grid(
+        ("at", "operation", "path", "took", ""),
+        [
+            (
+                time.strftime("%H:%M:%S", time.localtime(row["time"])),
+                row["operation"],
+                printable(row["path"]) or ".",
+                seconds(row["seconds"]),
+                "failed" if row["failed"] else "",
+            )
+            for row in slow
+        ],
+    )
+
+
+def profile(mountpoint: str, result: dict[str, Any]) -> Report:
+    """What was done while a profile was taken, and what would be faster."""
+    report = Report({"mountpoint": mountpoint, **result})
+    operations = result["operations"]
+    if not operations:
+        return report.line(f"Nothing was asked of {mountpoint} in {seconds(result['seconds'])}.")
+    count = sum(row["count"] for row in operations.values())
+    moved = [
+        f"{size(operations[name]['bytes'])} {word}"
+        for name, word in (("read", "read"), ("write", "written"))
+        if operations.get(name, {}).get("bytes")
+    ]
+    report.line(
+        f"{mountpoint}: {', '.join([f'{count} operations', *moved])} in {seconds(result['seconds'])}", "title"
+    )
+    _waits(report, result["waiting"])
+    for advice in advise(mountpoint, result):
+        report.line(advice.what, "warn" if advice.todo else "")
+        if advice.todo:
+            report.line(f"  {advice.todo}", "ok")
+    counts = [("operation", list(operations)), ("count", [str(row["count"]) for row in operations.values()])]
+    _columns(report, [*counts, *_latencies(operations)])
+    places = result["places"][:_PLACES]
+    _columns(
+        report,
+        [
+            ("directory", [place_name(row["directory"]) for row in places]),
+            ("operation", [row["operation"] for row in places]),
+            ("count", [str(row["count"]) for row in places]),
+            ("waited s", [f"{row['waited']:.2f}" if row["waited"] >= 0.005 else "" for row in places]),
+            ("data", [size(row["bytes"]) if row["bytes"] else "" for row in places]),
+        ],
+    )
+    return report
