@@ -1,37 +1,44 @@
-"""One request's way through the engine: may it? -> in its turn -> execute -> record -> reply.
+"""One request's way through the engine: may it? -> in its turn -> within its limits -> execute -> record -> reply.
 
 Runs on the event loop and never blocks it. An operation that the file system can answer from memory is
 executed at once; everything else goes to the worker threads, where it is recorded as well. Requests run
-concurrently, but on one handle in order of arrival (:mod:`.gates`).
+concurrently, but on one handle in order of arrival (:mod:`.gates`); one that a rate limit holds back
+(:mod:`.limiter`) has its place there already, so that nothing overtakes it.
 
-Nothing is executed for a client that does not read its replies, and no session gets all the workers.
+Nothing is executed for a client that does not read its replies, and neither the loop nor the workers are left to
+one tenant while another has something to do (:mod:`.fair`).
 """
 
 from __future__ import annotations
 
-import asyncio
 import errno
+import functools
 import logging
 import os
 from collections import deque
 from collections.abc import Callable
 from time import perf_counter_ns
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from ..errors import LocalProtocolError, errno_name, errno_of, os_error
+from ..auditlog.entries import DENIALS
+from ..errors import DeniedError, LocalProtocolError, errno_name, errno_of, os_error
 from ..protocol import codec
 from ..protocol import messages as m
 from ..protocol.events import Acked, Cancelled, Event, PeerClosed, Requested
 from ..protocol.messages import Error, Identity, Reply, Request
 from .changes import Unknown, changes
-from .context import Context
+from .context import MAX_IO, Payload
+from .fair import Crew, Presence, Turns
 from .gates import Gate, Passenger
-from .handles import Handle
-from .locks import LockTable, Target
-from .operations import OPERATIONS, Payload, WouldBlock
-from .profiler import Profiler
+from .hooks import Describe, Paths, Result, no_paths
+from .limiter import Held, Stage
+from .lockrequests import LockRequests
+from .locks import Offload
+from .operations import WouldBlock
+from .plans import PLANS, Plan
 from .session import Session
 from .settle import prepare, revive, settle
+from .turnaround import Turnaround
 from .workers import WorkerPool
 
 _LOG = logging.getLogger(__name__)
@@ -41,69 +48,32 @@ BUDGET: Final = 256
 #: Bytes of replies that are queued before they are sent, so that the client's reading is noticed.
 UNSENT: Final = 1 << 20
 
-Result = tuple[Reply, Payload]
-
-
-class Plan(NamedTuple):
-    """What is known of a request by its type.
-
-    ``handles``: the handles that it passes the gate of, each with whether alone. ``recorded``: a successor
-    must know whether it ran. The others that are ``once`` only make or use what dies with the engine, and run
-    again.
-    """
-
-    handles: Callable[[Any], list[tuple[int, bool]]]
-    function: Callable[[Context, Any, Payload, bool], Result] | None
-    inline: bool
-    mutating: bool
-    recorded: bool
-
-
-def _no_handle(request: Any) -> list[tuple[int, bool]]:
-    return []
-
-
-def _by_handle(alone: bool) -> Callable[[Any], list[tuple[int, bool]]]:
-    return lambda request: [(request.handle, alone)]
-
-
-def _by_ref(alone: bool) -> Callable[[Any], list[tuple[int, bool]]]:
-    return lambda request: [(request.ref.handle, alone)] if request.ref.handle else []
-
-
-def _copy_range(request: m.CopyRange) -> list[tuple[int, bool]]:
-    if request.source == request.target:
-        return [(request.target, True)]
-    return [(request.target, True), (request.source, False)]
-
-
-def _plan(kind: type[Request]) -> Plan:
-    operation = OPERATIONS.get(kind)
-    alone = kind.mutating or kind in (m.Close, m.ReadDir, m.SetLock)
-    if kind is m.CopyRange:
-        handles: Callable[[Any], list[tuple[int, bool]]] = _copy_range
-    elif kind is not m.Reopen and "handle" in kind.__struct_fields__:
-        handles = _by_handle(alone)
-    elif kind is not m.Reopen and "ref" in kind.__struct_fields__:
-        handles = _by_ref(alone)
-    else:
-        handles = _no_handle
-    return Plan(
-        handles=handles,
-        function=None if operation is None else operation.function,
-        inline=operation is not None and operation.inline and not kind.mutating,
-        mutating=kind.mutating,
-        recorded=kind.mutating,
-    )
-
-
-PLANS: Final = {kind: _plan(kind) for kind in m.REQUESTS}
-
 
 class Job:
-    """A request that could not be answered at once."""
+    """A request that could not be answered at once.
 
-    __slots__ = ("began", "gates", "needs", "payload", "plan", "recorded", "request", "session")
+    ``disk`` and ``limit``: nanoseconds at work on the files and held back by limits. ``charged``: it has passed the
+    rate limit of its class, or of that the first ``passed`` limits. ``slots``: those that count it as at work.
+    ``rule``: what denied it.
+    """
+
+    __slots__ = (
+        "began",
+        "charged",
+        "disk",
+        "gates",
+        "limit",
+        "needs",
+        "passed",
+        "paths",
+        "payload",
+        "plan",
+        "recorded",
+        "request",
+        "rule",
+        "session",
+        "slots",
+    )
 
     def __init__(
         self, session: Session, request: Request, payload: bytes, plan: Plan, recorded: bool, began: int
@@ -116,57 +86,105 @@ class Job:
         self.began = began
         self.gates: list[tuple[int, Gate]] = []
         self.needs = 0
+        self.charged = False
+        self.passed = 0
+        self.slots: tuple[Stage, ...] = ()
+        self.disk = 0
+        self.limit = 0
+        self.rule = ""
+        self.paths: Paths | None = None
 
 
 class Dispatcher:
     """Executes requests. *flush* is asked for soon after anything was queued for *a session*; *ended* when
-    its client said Bye; *told* with what a session has changed."""
+    its client said Bye; *told* with what a session has changed. *describe* names the paths of a request, for the
+    record.
+
+    Whoever makes sessions says so by :meth:`entered` and :meth:`left`.
+    """
 
     def __init__(
         self,
         pool: WorkerPool,
-        locks: LockTable,
-        profiler: Profiler,
         *,
         mark: Callable[[Session], None],
         flush: Callable[[Session], None],
         ended: Callable[[Session], None],
         told: Callable[[Session, list[tuple[Identity, bytes | None]] | None], None],
+        describe: Describe = no_paths,
     ) -> None:
-        self._pool = pool
-        self._locks = locks
-        self._profiler = profiler
         self._mark = mark
         self._flush = flush
         self._ended = ended
         self._told = told
-        self._share = max(1, pool.size * 3 // 4)
+        self._describe = describe
+        self._presence = Presence(Turnaround().set)
+        self._turns = Turns(self._presence, self._deal)
+        self._crew = Crew(pool, self._presence)
         self._complained: set[tuple[str, str]] = set()
         self._admitted: deque[Passenger] = deque()
         self._admitting = False
+        self._locks = LockRequests(
+            answer=self._answer_job, failed=self._failed, leave=self._leave, offload=self._offload_for
+        )
         self._special: dict[type[Request], Callable[[Job], None]] = {
-            m.SetLock: self._set_lock,
-            m.GetLock: self._get_lock,
+            m.SetLock: self._locks.set,
+            m.GetLock: self._locks.get,
+            m.Stats: self._stats,
         }
+
+    # --- who is there ---------------------------------------------------------------------------------------
+
+    def entered(self, session: Session) -> None:
+        """*session* is one of those that share the engine."""
+        self._presence.entered(session.tenant.name)
+
+    def left(self, session: Session) -> None:
+        """*session* has ended: what of it waits for anything is dropped."""
+        last = self._presence.left(session.tenant.name)
+        session.todo.clear()
+        self._turns.drop(session, last)
+        dropped = self._crew.drop(session, last)
+        session.held.clear()
+        session.limiter.forget(session)
+        session.limiter.close()
+        for then in dropped:
+            then(None)
+
+    def offload(self, tenant: str) -> Offload:
+        """What runs functions in a worker on behalf of *tenant*, for its lock table."""
+
+        def run(work: Callable[[], Any], then: Callable[[Any], None]) -> None:
+            self._crew.submit(tenant, 1.0, None, work, then)
+
+        return run
+
+    def _offload_for(self, session: Session, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
+        tenant = session.tenant
+        self._crew.submit(tenant.name, tenant.weight, None, work, then)
 
     # --- what was received ----------------------------------------------------------------------------------
 
     def receive(self, session: Session, events: list[Event]) -> None:
-        """Deal with *events* of the session's client, now or when it reads again."""
+        """Deal with *events* of the session's client, now, in its turn, or when it reads again."""
         session.todo.extend(events)
         self._mark(session)
-        self.pump(session)
+        self._turns.add(session)
 
     def pump(self, session: Session) -> None:
-        """Go on with what was received and what waits for a worker."""
-        while session.ready and session.active < self._share and not session.paused:
-            self._start(session.ready.popleft())
+        """*session* reads again, or cannot be slow any more: go on with what was received, and what waits for a
+        worker."""
+        self._crew.feed()
+        if session.todo:
+            self._turns.add(session)
+
+    def _deal(self, session: Session, until: int) -> bool:
+        """Deal with what *session* has received, up to the time *until* (0: no bound). True if there is more."""
         todo = session.todo
         budget = BUDGET
         while todo and not session.paused:
-            if not budget:
-                asyncio.get_running_loop().call_soon(self.pump, session)
-                return
+            if not budget or (until and perf_counter_ns() >= until):
+                return True
             budget -= 1
             event = todo.popleft()
             if type(event) is Requested:
@@ -180,12 +198,19 @@ class Dispatcher:
                     if handle is not None:
                         session.known.add(handle)
             elif type(event) is Cancelled:
-                waiting = session.waits.get(event.seq)
-                if waiting is not None:
-                    self._locks.cancel(waiting)
+                self._cancel(session, event.seq)
             elif type(event) is PeerClosed:
                 todo.clear()
                 self._ended(session)
+        return False
+
+    def _cancel(self, session: Session, seq: int) -> None:
+        waiting = session.waits.get(seq)
+        if waiting is not None:
+            session.workspace.locks.cancel(waiting)
+        held = session.held.get(seq)
+        if held is not None:
+            held.cancel()
 
     def _request(self, session: Session, request: Any, payload: bytes) -> None:
         began = perf_counter_ns()
@@ -194,36 +219,65 @@ class Dispatcher:
         plan = PLANS[kind]
         context = session.context
         assert context is not None
-        if session.read_only and (plan.mutating or (kind is m.Open and _writes(request.flags))):
-            self._answer(session, request, began, _error(request.seq, os_error(errno.EROFS)), b"")
-            return
+        workspace = session.workspace
+        if plan.mutating or (kind is m.Open and _writes(request.flags)):
+            refusal = None
+            if session.read_only:
+                refusal = os_error(errno.EROFS)
+            elif workspace.audit.refusing and not _repeated(session, request.seq):
+                refusal = os_error(errno.EROFS, "the audit log cannot be written")
+            if refusal is not None:
+                self._answer(session, request, began, self._failed(request, refusal))
+                return
         passes = plan.handles(request)
         gates = session.gates
+        paths: Paths | None = None
         if kind is m.Close:
+            if workspace.audit.wants(kind, False, False):
+                paths = self._describe(request, context)
             session.known.discard(request.handle)
             gate = gates.get(request.handle)
             if gate is None or not gate.changing:
                 # Before anything that was sent later, which may want the lock. With a change under way, the
                 # lock has to hold until that is done: _launch() releases it.
-                self._locks.close_handle(session.id, request.handle)
+                workspace.locks.close_handle(session.id, request.handle)
         elif kind is m.Reopen and request.locks and not session.may_reclaim:
-            self._answer(session, request, began, _error(request.seq, _lock_lost()), b"")
+            self._answer(session, request, began, self._failed(request, _lock_lost()))
             return
         recorded = plan.recorded or (kind is m.Open and bool(request.flags & os.O_TRUNC))
+        charged, passed = False, 0
         if plan.inline and not recorded and context.sandbox.inline_ok and kind is not m.Reopen:
             gate = gates.get(passes[0][0]) if passes and gates else None
             if gate is None or gate.admits(passes[0][1]):
-                try:
-                    reply, data = plan.function(context, request, payload, True)  # type: ignore[misc]
-                except WouldBlock:
-                    pass
-                except Exception as exc:
-                    self._answer(session, request, began, self._failed(request, exc), b"")
-                    return
+                table = session.limiter.table
+                if table and plan.limit:
+                    passed = session.limiter.take(plan.limit)
+                    charged = passed < 0
                 else:
-                    self._answer(session, request, began, reply, data)
-                    return
+                    charged = True
+                if charged:
+                    started = perf_counter_ns()
+                    try:
+                        reply, data = plan.function(context, request, payload, True)  # type: ignore[misc]
+                    except WouldBlock:
+                        pass
+                    except Exception as exc:
+                        disk = perf_counter_ns() - started
+                        rule = exc.rule if isinstance(exc, DeniedError) else ""
+                        error = self._failed(request, exc)
+                        self._answer(session, request, began, error, b"", disk, 0, rule, paths)
+                        return
+                    else:
+                        disk = perf_counter_ns() - started
+                        if table and kind is m.Read and "bytes_out" in table:
+                            job = Job(session, request, payload, plan, recorded, began)
+                            job.disk = disk
+                            self._reply_within_limit(job, reply, data)
+                        else:
+                            self._answer(session, request, began, reply, data, disk, 0, "", paths)
+                        return
         job = Job(session, request, payload, plan, recorded, began)
+        job.charged, job.passed, job.paths = charged, max(passed, 0), paths
         for handle, alone in passes:
             gate = gates.get(handle)
             if gate is None:
@@ -233,25 +287,87 @@ class Dispatcher:
         if not job.needs:
             self._launch(job)
 
-    # --- in a worker thread ---------------------------------------------------------------------------------
+    # --- limits ---------------------------------------------------------------------------------------------
 
     def _launch(self, job: Job) -> None:
-        """The gates are passed."""
+        """The gates are passed; now the limits."""
+        session, request = job.session, job.request
+        limiter = session.limiter
+        if limiter.table and _limited(job) and not _repeated(session, request.seq):
+            amounts: list[tuple[str, float]] = []
+            if not job.charged:
+                amounts.append((job.plan.limit, 1))
+            if job.payload:
+                amounts.append(("bytes_in", len(job.payload)))
+            if type(request) not in self._special:
+                amounts.append(("in_flight", 1))
+                job.slots = limiter.table.get("in_flight", ())
+            held = limiter.admit(
+                session,
+                amounts,
+                functools.partial(self._let_through, job),
+                functools.partial(self._held_too_long, job),
+                passed=job.passed,
+            )
+            if held is not None:
+                session.held[request.seq] = held
+                return
+        self._proceed(job)
+
+    def _let_through(self, job: Job) -> None:
+        held = job.session.held.pop(job.request.seq, None)
+        if held is not None:
+            job.limit = held.waited
+        self._proceed(job)
+
+    def _held_too_long(self, job: Job, error: OSError) -> None:
+        held = job.session.held.pop(job.request.seq, None)
+        if held is not None:
+            job.limit = held.waited
+        self._answer_job(job, self._failed(job.request, error))
+        self._leave(job)
+
+    def _reply_within_limit(self, job: Job, reply: Reply, data: Payload) -> None:
+        """Answer a Read as soon as its data may be sent."""
+
+        def pass_on(error: OSError | None = None) -> None:
+            waiting: Held | None = session.held.pop(job.request.seq, None)
+            if waiting is not None:
+                job.limit = waiting.waited
+            if error is None:
+                self._answer_job(job, reply, data)
+            else:
+                self._answer_job(job, self._failed(job.request, error))
+
         session = job.session
-        special = self._special.get(type(job.request))
+        held = session.limiter.admit(session, (("bytes_out", len(data)),), pass_on, pass_on, waited=job.limit)
+        if held is None:
+            pass_on()
+        else:
+            session.held[job.request.seq] = held
+
+    # --- in a worker thread ---------------------------------------------------------------------------------
+
+    def _proceed(self, job: Job) -> None:
+        """Nothing is in the way any more."""
+        session, request = job.session, job.request
+        special = self._special.get(type(request))
         if special is not None:
             special(job)
             return
-        if type(job.request) is m.Close:
-            self._locks.close_handle(session.id, job.request.handle)
-        if session.active < self._share and not session.paused:
-            self._start(job)
-        else:
-            session.ready.append(job)
-
-    def _start(self, job: Job) -> None:
-        job.session.active += 1
-        self._pool.submit(lambda: self._run(job), lambda result: self._finished(job, result))
+        if type(request) is m.Close:
+            session.workspace.locks.close_handle(session.id, request.handle)
+        tenant = session.workspace.tenant
+        # What a client only says is not reckoned with beyond what it can get.
+        size = min(max(request.size, 0), MAX_IO) if type(request) is m.Read else len(job.payload)
+        self._crew.submit(
+            tenant.name,
+            tenant.weight,
+            session,
+            functools.partial(self._run, job),
+            functools.partial(self._finished, job),
+            size,
+        )
 
     def _run(self, job: Job) -> Result:
         """In a worker thread: never raises."""
@@ -259,11 +375,14 @@ class Dispatcher:
         context = session.context
         seq = request.seq
         assert context is not None
-        assert job.plan.function is not None
         data: Payload = b""
         try:
             if not job.recorded:
-                return job.plan.function(context, request, job.payload, False)
+                result = self._execute(job)
+                audit = session.workspace.audit
+                if job.plan.syncs and not audit.barrier() and audit.refusing:
+                    raise os_error(errno.EIO, "the audit log cannot be written")
+                return result
             known = session.revivable.pop(seq, None)
             if known is not None:
                 revive(context, request, known)
@@ -274,8 +393,10 @@ class Dispatcher:
                 intent = prepare(context, request, job.payload)
                 if intent is not None:
                     log.intend(seq, intent)
-                reply, data = job.plan.function(context, request, job.payload, False)
+                reply, data = self._execute(job)
         except Exception as exc:
+            if isinstance(exc, DeniedError):
+                job.rule = exc.rule
             reply = self._failed(request, exc)
         if job.recorded:
             try:
@@ -285,18 +406,42 @@ class Dispatcher:
                 self._complain("record", exc)
         return reply, data
 
-    def _finished(self, job: Job, result: Result) -> None:
+    def _execute(self, job: Job) -> Result:
+        context, function, request, payload = job.session.context, job.plan.function, job.request, job.payload
+        assert context is not None
+        assert function is not None
+        quota = job.session.workspace.quota
+        began = perf_counter_ns()
+        try:
+            if quota is None:
+                return function(context, request, payload, False)
+            return quota.account(
+                context, request, payload, lambda: function(context, request, payload, False)
+            )
+        finally:
+            job.disk = perf_counter_ns() - began
+
+    def _finished(self, job: Job, result: Result | None) -> None:
+        """*result* None: the session ended before a worker was free."""
         session, request = job.session, job.request
-        session.active -= 1
-        self._leave(job)
+        slots, job.slots = job.slots, ()
+        for slot in slots:
+            slot.give(1)
+        if result is None:
+            return
         reply, data = result
         if session.ended and session.context is not None:
             session.context.handles.close_all()  # what this has just opened
         if type(request) is m.Reopen and request.locks and type(reply) is m.OpenReply:
-            self._reclaim(job, reply)
+            self._leave(job)
+            self._locks.reclaim(job, reply)
+        elif type(reply) is m.DataReply and "bytes_out" in session.limiter.table and not session.ended:
+            self._leave(job)
+            self._reply_within_limit(job, reply, data)
         else:
-            self._answer(session, request, job.began, reply, data)
-        self.pump(session)
+            # Before the next one on this handle, which may close it, and with it what is known of the file.
+            self._answer_job(job, reply, data)
+            self._leave(job)
 
     def _leave(self, job: Job) -> None:
         """Let in who comes after *job*."""
@@ -314,130 +459,66 @@ class Dispatcher:
             self._launch(passenger)
         self._admitting = False
 
-    # --- locks ----------------------------------------------------------------------------------------------
-
-    def _lock_target(self, job: Job) -> tuple[Handle, Target]:
-        context = job.session.context
-        assert context is not None
-        handle = context.handles.acquire(job.request.handle)
-        if handle.pin or (handle.directory and not job.request.lock.flock):
-            context.handles.release(handle)
-            raise os_error(errno.EBADF)
-        return handle, _target(job.session, handle)
-
-    def _set_lock(self, job: Job) -> None:
-        # What was written before the lock is released is executed by now, and what comes later may run while
-        # this waits.
-        self._leave(job)
-        session, request = job.session, job.request
-        context = session.context
-        assert context is not None
-        try:
-            handle, target = self._lock_target(job)
-        except OSError as exc:
-            self._answer(session, request, job.began, self._failed(request, exc), b"")
-            return
-
-        def answer(attr: m.Attr | OSError | None) -> None:
-            context.handles.release(handle)
-            if isinstance(attr, OSError):
-                reply: Reply = self._failed(request, attr)
-            else:
-                reply = m.LockReply(request.seq, None, attr)
-            self._answer(session, request, job.began, reply, b"")
-
-        def done(error: OSError | None) -> None:
-            session.waits.pop(request.seq, None)
-            if error is not None or request.lock.type == "u":
-                answer(error)
-            else:
-                self._stat(context, handle, answer)
-
-        waiting = self._locks.set(target, request.lock, request.wait, done)
-        if not waiting.answered:
-            session.waits[request.seq] = waiting
-
-    def _stat(self, context: Context, handle: Handle, then: Callable[[m.Attr | OSError], None]) -> None:
-        def stat(nowait: bool) -> m.Attr | OSError:
-            try:
-                return context.sandbox.stat(handle.fd, nowait)
-            except OSError as exc:
-                return exc
-
-        if context.sandbox.inline_ok:
-            try:
-                then(stat(True))
-                return
-            except WouldBlock:
-                pass
-        self._pool.submit(lambda: stat(False), then)
-
-    def _get_lock(self, job: Job) -> None:
-        self._leave(job)
-        session, request = job.session, job.request
-        context = session.context
-        assert context is not None
-        try:
-            handle, target = self._lock_target(job)
-        except OSError as exc:
-            self._answer(session, request, job.began, self._failed(request, exc), b"")
-            return
-
-        def found(lock: m.Lock | OSError) -> None:
-            context.handles.release(handle)
-            if isinstance(lock, OSError):
-                reply: Reply = self._failed(request, lock)
-            else:
-                reply = m.LockReply(request.seq, lock)
-            self._answer(session, request, job.began, reply, b"")
-
-        self._locks.get(target, request.lock, found)
-
-    def _reclaim(self, job: Job, reply: Reply) -> None:
-        """The handle is open again; now its locks, or nothing."""
-        session, request = job.session, job.request
-        context = session.context
-        assert context is not None
-        handles = context.handles
-        try:
-            handle = handles.acquire(request.handle)
-        except OSError as exc:  # the session has ended meanwhile
-            self._answer(session, request, job.began, self._failed(request, exc), b"")
-            return
-
-        def done(error: OSError | None) -> None:
-            handles.release(handle)
-            if error is not None:
-                handles.close(handle.id)
-            answer = reply if error is None else self._failed(request, error)
-            self._answer(session, request, job.began, answer, b"")
-
-        self._locks.reclaim(_target(session, handle), request.locks, done)
-
     # --- the answer -----------------------------------------------------------------------------------------
 
-    def _answer(self, session: Session, request: Any, began: int, reply: Reply, data: Payload) -> None:
+    def _stats(self, job: Job) -> None:
+        operations = job.session.profile.operations()
+        self._answer_job(job, m.StatsReply(job.request.seq, operations))
+        self._leave(job)
+
+    def _answer_job(self, job: Job, reply: Reply, data: Payload = b"") -> None:
+        self._answer(
+            job.session, job.request, job.began, reply, data, job.disk, job.limit, job.rule, job.paths
+        )
+
+    def _answer(
+        self,
+        session: Session,
+        request: Any,
+        began: int,
+        reply: Reply,
+        data: Payload = b"",
+        disk: int = 0,
+        limit: int = 0,
+        rule: str = "",
+        paths: Paths | None = None,
+    ) -> None:
+        kind = type(request)
         failed = type(reply) is Error
         try:
             session.proto.reply(reply, data)
         except LocalProtocolError as exc:
-            self._complain(type(request).__name__, exc)
+            self._complain(kind.__name__, exc)
             failed = True
             reply = Error(request.seq, "EIO", "the answer is not possible")
             session.proto.reply(reply)
         moved = len(data)
         session.unsent += moved + 256
+        context = session.context
+        assert context is not None
         if not failed:
-            kind = type(reply)
-            if kind is m.OpenReply:
+            answer = type(reply)
+            if answer is m.OpenReply:
                 session.unacknowledged[request.seq] = reply.handle  # type: ignore[attr-defined]
-            elif kind is m.RemovedReply and reply.pin:  # type: ignore[attr-defined]
+            elif answer is m.RemovedReply and reply.pin:  # type: ignore[attr-defined]
                 session.unacknowledged[request.seq] = reply.pin  # type: ignore[attr-defined]
-            elif kind is m.CountReply and type(request) is m.Write:
+            elif answer is m.CountReply and kind is m.Write:
                 moved = reply.count  # type: ignore[attr-defined]
-            if PLANS[type(request)].mutating or (type(request) is m.Open and request.flags & os.O_TRUNC):
+            if PLANS[kind].mutating or (kind is m.Open and request.flags & os.O_TRUNC):
                 self._tell(session, request, reply)
-        self._profiler.record(type(request).__name__, perf_counter_ns() - began, moved, failed)
+        total = perf_counter_ns() - began
+        name = kind.__name__
+        workspace = session.workspace
+        workspace.profiler.record(name, total, moved, failed, disk, limit, (request, context))
+        session.profile.record(name, total, disk, limit, moved, failed)
+        error = reply if isinstance(reply, Error) else None
+        denied = bool(rule) or (error is not None and error.errno in DENIALS)
+        if workspace.audit.wants(kind, failed, denied):
+            if paths is None:
+                paths = self._describe(request, context)
+            workspace.audit.record(session, request, paths, error, rule, moved, total)
+        if rule:
+            workspace.denied(session, rule, (paths or self._describe(request, context))[0])
         self._mark(session)
 
     def _tell(self, session: Session, request: Any, reply: Reply) -> None:
@@ -456,9 +537,12 @@ class Dispatcher:
             self._told(session, None)
 
     def _failed(self, request: Any, exc: Exception) -> Error:
+        """The reply to what ended in *exc*. Its text, not its file names: those may be outside the workspace."""
         if not isinstance(exc, OSError):
             self._complain(type(request).__name__, exc)
-        return _error(request.seq, exc)
+        number = errno_of(exc)
+        text = exc.strerror if isinstance(exc, OSError) and exc.strerror else os.strerror(number)
+        return Error(request.seq, errno_name(number), text)
 
     def _complain(self, what: str, exc: Exception) -> None:
         """Log a failure that should not be, the first of its kind with its traceback."""
@@ -472,16 +556,16 @@ def _writes(flags: int) -> bool:
     return flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
 
 
-def _error(seq: int, exc: Exception) -> Error:
-    """The reply to what ended in *exc*. Its text, not its file names: those may be outside the workspace."""
-    number = errno_of(exc)
-    text = exc.strerror if isinstance(exc, OSError) and exc.strerror else os.strerror(number)
-    return Error(seq, errno_name(number), text)
+def _repeated(session: Session, seq: int) -> bool:
+    """Whether a former engine may have executed it: then it has to be answered with what became of that."""
+    return seq in session.log.intents or seq in session.revivable
+
+
+def _limited(job: Job) -> bool:
+    if type(job.request) is m.SetLock:
+        return bool(job.request.lock.type != "u")  # who releases lets others go on
+    return bool(job.plan.limit)
 
 
 def _lock_lost() -> OSError:
     return os_error(errno.ENOLCK, "the locks were lost while the client was away")
-
-
-def _target(session: Session, handle: Handle) -> Target:
-    return Target(session.id, handle.id, handle.identity, handle.fd, handle.flags & os.O_ACCMODE)

@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import random
+import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jupyter_wsfuse.engine.auditpaths import describe
 from jupyter_wsfuse.engine.changes import PENDING, PER_MESSAGE, Pending, Unknown, changes
-from jupyter_wsfuse.engine.dispatcher import PLANS
+from jupyter_wsfuse.engine.context import Context
+from jupyter_wsfuse.engine.dispatcher import Dispatcher
 from jupyter_wsfuse.engine.gates import Gate
+from jupyter_wsfuse.engine.handles import HandleTable
+from jupyter_wsfuse.engine.limiter import Limiter
+from jupyter_wsfuse.engine.locks import LockTable
+from jupyter_wsfuse.engine.plans import PLANS
+from jupyter_wsfuse.engine.profiler import Profiler
+from jupyter_wsfuse.engine.replay import Meta, StateDir
+from jupyter_wsfuse.engine.sandbox import Sandbox
+from jupyter_wsfuse.engine.session import Session
+from jupyter_wsfuse.engine.settle import prepare
+from jupyter_wsfuse.engine.tenants import Limits, Tenant
 from jupyter_wsfuse.engine.workers import WorkerPool
+from jupyter_wsfuse.errors import DeniedError
+from jupyter_wsfuse.protocol import codec
 from jupyter_wsfuse.protocol import messages as m
 from jupyter_wsfuse.protocol.messages import Attr, Change, Changed, Identity, InvalidateAll, Ref
+from jupyter_wsfuse.protocol.serving import EngineSession
+from tests.helpers.waiting import eventually_async
 
 # --- gates
 
@@ -91,7 +111,7 @@ def test_every_request_has_a_plan() -> None:
     assert set(PLANS) == set(m.REQUESTS)
     for kind, plan in PLANS.items():
         assert plan.mutating == kind.mutating
-        assert plan.function is not None or kind in (m.SetLock, m.GetLock)
+        assert plan.function is not None or kind in (m.SetLock, m.GetLock, m.Stats)
         assert not (plan.inline and plan.mutating)
     ref = Ref(b"x", None, 7)
     assert PLANS[m.Write].handles(m.Write(1, 7, 0)) == [(7, True)]
@@ -103,6 +123,285 @@ def test_every_request_has_a_plan() -> None:
     assert PLANS[m.CopyRange].handles(m.CopyRange(1, 7, 0, 7, 0, 1)) == [(7, True)]
     assert PLANS[m.Reopen].handles(m.Reopen(1, ref, 7, 0)) == []
     assert PLANS[m.MkDir].handles(m.MkDir(1, ref, b"n", 0)) == []
+
+
+# --- what a request passes on its way
+
+
+class Notes:
+    """An audit that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.refusing = False
+        self.safe = True
+        self.barriers = 0
+        self.unwanted: set[type] = set()
+        self.records: list[tuple[Any, ...]] = []
+
+    def wants(self, kind: type[m.Request], failed: bool, denied: bool) -> bool:
+        return kind not in self.unwanted or denied
+
+    def record(
+        self, session: Any, request: Any, paths: Any, error: Any, rule: str, size: int, total: int
+    ) -> None:
+        assert total > 0
+        self.records.append((type(request).__name__, paths, error.errno if error else "", rule, size))
+
+    def barrier(self) -> bool:
+        self.barriers += 1
+        return self.safe
+
+
+class NoRoom:
+    """A quota that has none for writes."""
+
+    def account(self, context: Context, request: Any, payload: Any, run: Callable[[], Any]) -> Any:
+        if isinstance(request, m.Write):
+            raise OSError(errno.EDQUOT, "full")
+        return run()
+
+
+class Room:
+    """A workspace with nothing but what requests pass."""
+
+    def __init__(self, tenant: Tenant, dispatcher: Dispatcher) -> None:
+        self.tenant = tenant
+        self.locks = LockTable(offload=dispatcher.offload(tenant.name))
+        self.profiler = Profiler()
+        self.limiter = Limiter(tenant.limits)
+        self.audit = Notes()
+        self.quota: Any = None
+        self.denials: list[tuple[str, bytes]] = []
+
+    def limiter_for(self, token: object) -> Limiter:
+        return self.limiter
+
+    def denied(self, session: Session, rule: str, path: bytes) -> None:
+        self.denials.append((rule, path))
+
+
+class Desk:
+    """A dispatcher with one session on a folder, asked without a connection."""
+
+    def __init__(self, folder: Path, **tenant: Any) -> None:
+        root = folder / "root"
+        root.mkdir()
+        self.root = root
+        self.pool = WorkerPool(2)
+        self.ended: list[Session] = []
+        self.dispatcher = Dispatcher(
+            self.pool,
+            mark=lambda session: None,
+            flush=lambda session: None,
+            ended=self.ended.append,
+            told=lambda session, places: None,
+            describe=describe,
+        )
+        self.room = Room(Tenant("here", os.fsencode(root), **tenant), self.dispatcher)
+        self.state = StateDir(folder / "state")
+        self.session = self.open()
+        self.seq = 0
+
+    def open(self) -> Session:
+        meta = Meta(secrets.token_hex(16), "here", "ann", "test", "keep", 0.0, "")
+        log = self.state.create(meta)
+        session = Session(
+            id=meta.session, workspace=self.room, principal="ann", client="", since=0, log=log,  # type: ignore[arg-type]
+        )  # fmt: skip
+        session.proto = EngineSession(meta.session, window=100, window_bytes=1 << 24)
+        session.proto.attach()
+        session.read_only = False
+        session.context = Context(Sandbox(self.root), HandleTable(budget=session.limiter))
+        self.dispatcher.entered(session)
+        return session
+
+    def say(self, make: Callable[..., m.Request], *args: Any, payload: bytes = b"", **kw: Any) -> int:
+        self.seq += 1
+        frame = codec.encode_frame(make(self.seq, *args, **kw), payload)
+        self.dispatcher.receive(self.session, self.session.proto.receive(frame))
+        return self.seq
+
+    async def answer(self, seq: int) -> Any:
+        found: list[Any] = []
+
+        def look() -> bool:
+            for message in self.session.proto.outgoing():
+                found.extend(reply for reply, _ in codec.decode(bytes(message)))
+            return any(reply.seq == seq for reply in found)
+
+        await eventually_async(look)
+        return next(reply for reply in found if reply.seq == seq)
+
+    async def ask(self, make: Callable[..., m.Request], *args: Any, **kw: Any) -> Any:
+        return await self.answer(self.say(make, *args, **kw))
+
+    async def close(self) -> None:
+        await self.pool.drained()
+        self.dispatcher.left(self.session)
+        assert self.session.context is not None
+        self.session.context.handles.close_all()
+        self.session.context.sandbox.close()
+        self.session.log.close()
+        self.state.close()
+        assert self.pool.stop(10)
+
+
+@pytest.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    desk = Desk(tmp_path)
+    yield desk
+    await desk.close()
+
+
+async def test_what_is_recorded(desk: Desk) -> None:
+    made = await desk.ask(m.Create, Ref(b""), b"f", 0o600, os.O_RDWR)
+    await desk.ask(m.Write, made.handle, 0, payload=b"12345")
+    await desk.ask(m.Read, made.handle, 0, 3)
+    await desk.ask(m.GetAttr, Ref(b"f"))
+    await desk.ask(m.GetAttr, Ref(b"gone"))
+    await desk.ask(m.Rename, Ref(b""), b"f", Ref(b""), b"g")
+    await desk.ask(m.Close, made.handle)
+    assert desk.room.audit.records == [
+        ("Create", (b"f", b""), "", "", 0),
+        ("Write", (b"f", b""), "", "", 5),
+        ("Read", (b"f", b""), "", "", 3),
+        ("GetAttr", (b"f", b""), "", "", 0),
+        ("GetAttr", (b"gone", b""), "ENOENT", "", 0),
+        ("Rename", (b"f", b"g"), "", "", 0),
+        ("Close", (b"f", b""), "", "", 0),
+    ]
+    desk.room.audit.records.clear()
+    desk.room.audit.unwanted = set(m.REQUESTS)
+    await desk.ask(m.GetAttr, Ref(b"g"))
+    await desk.ask(m.GetAttr, Ref(b"gone"))
+    assert desk.room.audit.records == []
+
+
+@pytest.mark.parametrize("inline", [True, False])
+async def test_who_denied_what(desk: Desk, monkeypatch: pytest.MonkeyPatch, inline: bool) -> None:
+    def deny(*_: Any) -> Any:
+        raise DeniedError("rule 7")
+
+    kind: Any = m.GetAttr if inline else m.MkDir
+    monkeypatch.setitem(PLANS, kind, PLANS[kind]._replace(function=deny))
+    desk.room.audit.unwanted = set(m.REQUESTS)
+    if inline:
+        error = await desk.ask(m.GetAttr, Ref(b"secret"))
+    else:
+        error = await desk.ask(m.MkDir, Ref(b""), b"secret", 0o700)
+    assert (error.errno, error.message) == ("EACCES", "denied by rule 7")
+    assert desk.room.denials == [("rule 7", b"secret")]
+    assert desk.room.audit.records == [(kind.__name__, (b"secret", b""), "EACCES", "rule 7", 0)]
+
+
+async def test_without_a_record_nothing_changes(desk: Desk) -> None:
+    made = await desk.ask(m.Create, Ref(b""), b"f", 0o600, os.O_RDWR)
+    desk.room.audit.refusing = True
+    error = await desk.ask(m.MkDir, Ref(b""), b"d", 0o700)
+    assert (error.errno, error.message) == ("EROFS", "the audit log cannot be written")
+    assert (await desk.ask(m.Open, Ref(b"f"), os.O_WRONLY)).errno == "EROFS"
+    assert (await desk.ask(m.Write, made.handle, 0, payload=b"x")).errno == "EROFS"
+    assert isinstance(await desk.ask(m.Open, Ref(b"f"), os.O_RDONLY), m.OpenReply)
+    assert not (desk.root / "d").exists()
+    # What a former engine may have done is answered with what became of it.
+    assert desk.session.context is not None
+    again = m.MkDir(desk.seq + 1, Ref(b""), b"d", 0o700)
+    desk.session.log.intents[again.seq] = prepare(desk.session.context, again) or {}
+    assert isinstance(await desk.ask(m.MkDir, Ref(b""), b"d", 0o700), m.AttrReply)
+
+
+async def test_synced_is_what_is_on_record_too(desk: Desk) -> None:
+    handle = (await desk.ask(m.Create, Ref(b""), b"f", 0o600, os.O_RDWR)).handle
+    audit = desk.room.audit
+    assert isinstance(await desk.ask(m.Fsync, handle), m.Done)
+    assert isinstance(await desk.ask(m.SyncFs), m.Done)
+    assert audit.barriers == 2
+    audit.safe = False
+    assert isinstance(await desk.ask(m.Fsync, handle), m.Done)  # the policy is to go on
+    audit.refusing = True
+    assert (await desk.ask(m.Fsync, handle)).errno == "EIO"
+    assert audit.barriers == 4
+
+
+async def test_a_quota_is_asked(desk: Desk) -> None:
+    handle = (await desk.ask(m.Create, Ref(b""), b"f", 0o600, os.O_RDWR)).handle
+    desk.room.quota = NoRoom()
+    assert (await desk.ask(m.Write, handle, 0, payload=b"x")).errno == "EDQUOT"
+    assert (desk.root / "f").read_bytes() == b""
+    assert isinstance(await desk.ask(m.StatFs, Ref(b"")), m.StatFsReply)
+
+
+async def test_what_requests_have_cost(desk: Desk) -> None:
+    await desk.ask(m.GetAttr, Ref(b""))
+    await desk.ask(m.GetAttr, Ref(b"no"))
+    await desk.ask(m.MkDir, Ref(b""), b"d", 0o700)
+    operations = (await desk.ask(m.Stats)).operations
+    assert set(operations) == {"GetAttr", "MkDir"}
+    assert operations["GetAttr"][:2] == [2, 1]
+    for count, _errors, total, disk, limit, moved in operations.values():
+        assert count
+        assert total > disk > 0
+        assert limit == moved == 0
+    profile = desk.room.profiler.snapshot()
+    assert profile["GetAttr"]["count"] == 2
+    assert profile["MkDir"]["disk_us"] > 0
+
+
+async def test_what_a_former_engine_may_have_done_is_not_held(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, limits=Limits(metadata=1, refuse=True))
+    assert isinstance(await desk.ask(m.GetAttr, Ref(b"")), m.AttrReply)
+    assert (await desk.ask(m.MkDir, Ref(b""), b"d", 0o700)).errno == "EBUSY"
+    assert desk.session.context is not None
+    again = m.MkDir(desk.seq + 1, Ref(b""), b"d", 0o700)
+    desk.session.log.intents[again.seq] = prepare(desk.session.context, again) or {}
+    assert isinstance(await desk.ask(m.MkDir, Ref(b""), b"d", 0o700), m.AttrReply)
+    await desk.close()
+
+
+async def test_places_at_work_come_back_whatever_happens(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, limits=Limits(in_flight=2))
+    go = threading.Event()
+    real = PLANS[m.MkDir].function
+    assert real is not None
+
+    def wait(*args: Any) -> Any:
+        assert go.wait(20)
+        return real(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PLANS, m.MkDir, PLANS[m.MkDir]._replace(function=wait))
+        for number in range(5):
+            desk.say(m.MkDir, Ref(b""), b"d%d" % number, 0o700)
+        slots = desk.room.limiter.describe()["in_flight"]
+        assert (slots["used"], slots["waiting"]) == (2, 3)
+        await eventually_async(lambda: desk.pool.busy == 1)  # a session's share of two workers
+        # The session ends: one is at work, one has a place and waits for a worker, three for a place.
+        desk.session.ended = True
+        desk.dispatcher.left(desk.session)
+        slots = desk.room.limiter.describe()["in_flight"]
+        assert (slots["used"], slots["waiting"]) == (1, 0)
+        go.set()
+        await desk.pool.drained()
+    assert desk.room.limiter.describe()["in_flight"]["used"] == 0
+    assert [path.name for path in desk.root.iterdir()] == ["d0"]
+    desk.session = desk.open()
+    await desk.close()
+
+
+async def test_bye_ends(desk: Desk) -> None:
+    desk.dispatcher.receive(desk.session, desk.session.proto.receive(codec.encode_frame(m.Bye())))
+    assert desk.ended == [desk.session]
+
+
+def test_the_class_of_each_request() -> None:
+    classes = {kind.__name__: plan.limit for kind, plan in PLANS.items()}
+    assert {name for name, limit in classes.items() if limit == "read"} == {"Read"}
+    assert {name for name, limit in classes.items() if limit == "delete"} == {"Unlink", "RmDir"}
+    assert {name for name, limit in classes.items() if limit == "write"} == {
+        "Write", "Fallocate", "CopyRange", "Fsync", "SyncFs"
+    }  # fmt: skip
+    assert {name for name, limit in classes.items() if not limit} == {"Close", "Reopen", "Stats"}
+    assert classes["Rename"] == classes["Lookup"] == "metadata"
 
 
 # --- changes
