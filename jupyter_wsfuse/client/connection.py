@@ -52,7 +52,7 @@ from jupyter_wsfuse.protocol.session import (
 State = Literal["closed", "connected", "reconnecting", "parked", "failed"]
 
 #: What will not pass by trying again; every other refusal may.
-_PERMANENT: Final = frozenset({"token", "version", "session-foreign"})
+_PERMANENT: Final = frozenset({"token", "token-revoked", "version", "session-foreign"})
 
 _LOST_AGAIN: Final = "the connection was lost again before it could be used"
 
@@ -326,7 +326,7 @@ class Connection:
         """Ticket, WebSocket, handshake, recovery. When it returns, everything held has been released."""
         assert self._tickets is not None
         session, options = self._session, self.options
-        ticket = await self._tickets.ticket()
+        ticket = await self._tickets.ticket(self.options.tenant)
         try:
             ws = await self._connect(ticket)
             self._greeting = self._loop.create_future()

@@ -15,7 +15,8 @@ class ConnectionOptions:
     """How to connect. Times in seconds.
 
     ``transport``: "direct" needs the server's host, "relay" works from anywhere, "auto" takes the first if it can.
-    ``deadline``: how long an operation waits for a lost connection. ``links`` and ``client`` are for the engine.
+    ``deadline``: how long an operation waits for a lost connection. ``links`` and ``client`` are for the engine,
+    ``tenant`` names one of the server's workspaces; empty: the one that the user belongs to.
     ``heartbeat``: the longest silence before we ask whether the peer is there; ``patience``: how long it may take
     to show a sign of life then. ``park_after``: idle time after which a relay is let go if no file is open,
     because a connection that lives keeps a Hub from stopping an idle server; 0: never.
@@ -27,6 +28,7 @@ class ConnectionOptions:
     transport: Literal["auto", "direct", "relay"] = "auto"
     deadline: float = 60.0
     links: str = "keep"
+    tenant: str = ""
     client: str = ""
     backoff: float = 0.05
     backoff_max: float = 5.0

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import concurrent.futures
 import functools
 import http.client
 import json
 import socket
 import ssl
+import threading
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import unquote, urljoin, urlsplit
@@ -22,13 +24,14 @@ from tornado.simple_httpclient import HTTPStreamClosedError, HTTPTimeoutError, S
 from tornado.tcpclient import TCPClient
 
 from jupyter_wsfuse.client.discovery import Server
-from jupyter_wsfuse.errors import RefusedError, TransportError
+from jupyter_wsfuse.errors import RefusedError, TransportError, WsFuseError
 from jupyter_wsfuse.protocol.messages import PROTOCOL_VERSION
 
 CONNECT_TIMEOUT: Final = 10.0  # seconds
 # The server may have to start the engine before it answers.
 REQUEST_TIMEOUT: Final = 25.0
 _MAX_BODY: Final = 1 << 20
+_OTHER: Final = "Is something else at that URL, or a login page in front of it?"
 
 
 class Unavailable(TransportError):
@@ -60,7 +63,7 @@ def tls_context(ca_file: str) -> ssl.SSLContext:
 
 
 class TicketClient:
-    """Gets tickets from one server. :meth:`close` it."""
+    """Gets tickets from one server, and whatever else it answers in JSON. :meth:`close` it."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -71,18 +74,32 @@ class TicketClient:
     def close(self) -> None:
         self._http.close()
 
-    async def ticket(self) -> Ticket:
-        """A fresh ticket.
+    async def ticket(self, tenant: str = "") -> Ticket:
+        """A fresh ticket, to the workspace *tenant* or to the one that is the user's.
 
         Raises :class:`TransportError` for what may pass (:class:`Unavailable` with the time the server names) and
         :class:`RefusedError` for what will not: a token that is not accepted, another protocol version.
         """
+        return self._parse(await self._fetch("POST", "ticket", {"tenant": tenant} if tenant else None))
+
+    async def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """What the server answers to a request to ``wsfuse/api/`` *path*, parsed.
+
+        Raises what :meth:`ticket` does, and :class:`WsFuseError` with the server's words for what it says no to.
+        """
+        response = await self._fetch(method, path, body)
+        try:
+            return json.loads(response.body)
+        except ValueError:
+            raise TransportError(f"{self._server.url} answered, but not in JSON. {_OTHER}") from None
+
+    async def _fetch(self, method: str, path: str, body: dict[str, Any] | None) -> HTTPResponse:
         server = self._server
-        url = urljoin(server.url, "wsfuse/api/ticket")
+        url = urljoin(server.url, f"wsfuse/api/{path}")
         request = HTTPRequest(
             url,
-            method="POST",
-            body=b"{}",
+            method=method,
+            body=json.dumps(body or {}) if method == "POST" else None,
             headers={
                 "Content-Type": "application/json",
                 "Accept": "application/json",
@@ -100,15 +117,16 @@ class TicketClient:
             raise TransportError(describe(server, exc)) from None
         if response.code == 599 and response.error is not None:  # tornado's own: there was no answer
             raise TransportError(describe(server, response.error))
-        if response.code != 200:
+        if response.code not in (200, 201):
             raise refusal(
                 server,
                 response.code,
                 location=response.headers.get("Location", ""),
                 retry_after=response.headers.get("Retry-After", ""),
                 message=_message(response),
+                ours=response.headers.get("X-Wsfuse", "") == "1",
             )
-        return self._parse(response)
+        return response
 
     def _parse(self, response: HTTPResponse) -> Ticket:
         try:
@@ -124,8 +142,7 @@ class TicketClient:
             )
         except (ValueError, KeyError, TypeError, AttributeError):
             raise TransportError(
-                f"{self._server.url} answered, but not as a Jupyter server with jupyter-wsfuse does. Is something "
-                "else at that URL, or a login page in front of it?"
+                f"{self._server.url} answered, but not as a Jupyter server with jupyter-wsfuse does. {_OTHER}"
             ) from None
         if protocol != PROTOCOL_VERSION:
             raise RefusedError(
@@ -136,21 +153,56 @@ class TicketClient:
         return ticket
 
 
+def call(server: Server, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    """:meth:`TicketClient.call` for code that is not asynchronous, a notebook's included, whose loop runs already."""
+    answer: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+    async def ask() -> Any:
+        client = TicketClient(server)
+        try:
+            return await client.call(method, path, body)
+        finally:
+            client.close()
+
+    def run() -> None:
+        try:
+            answer.set_result(asyncio.run(ask()))
+        except BaseException as exc:
+            answer.set_exception(exc)
+
+    # A thread that nobody waits for at the end: an interrupt must not wait for the server.
+    threading.Thread(target=run, name="wsfuse-ask", daemon=True).start()
+    return answer.result()
+
+
 def authorization(server: Server) -> dict[str, str]:
     """The header that proves who we are; no header without a token."""
     return {"Authorization": f"token {server.token}"} if server.token else {}
 
 
 def refusal(
-    server: Server, code: int, *, location: str = "", retry_after: str = "", message: str = ""
-) -> TransportError | RefusedError:
-    """The exception for an HTTP status other than success, saying what to do."""
+    server: Server,
+    code: int,
+    *,
+    location: str = "",
+    retry_after: str = "",
+    message: str = "",
+    ours: bool = False,
+) -> WsFuseError:
+    """The exception for an HTTP status other than success, saying what to do.
+
+    *ours*: it is certain that jupyter-wsfuse itself says no, and *message* is its own.
+    """
     url = server.url
     if "_xsrf" in message:
         message = (
             ""  # without a valid token, Jupyter takes us for a page that lacks a cookie: nothing that helps
         )
     text = f" ({message})" if message else ""
+    if ours and code == 403:
+        return RefusedError("token", f"{url}: {message}")
+    if ours and code != 503:
+        return WsFuseError(f"{url}: {message}")
     if code in (401, 403):
         what = f"the server refused the token{text}" if server.token else "the server wants a token"
         return RefusedError(
@@ -216,7 +268,7 @@ def _message(response: HTTPResponse) -> str:
     """What the server itself says, if it says it in JSON; an HTML page helps nobody."""
     try:
         body: Any = json.loads(response.body)
-        return str(body.get("message") or "")[:300]
+        return str(body.get("message") or "")[:500]
     except (ValueError, AttributeError):
         return ""
 

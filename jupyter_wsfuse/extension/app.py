@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from pathlib import Path
 from typing import Any
 
 from jupyter_server._tz import utcnow
 from jupyter_server.extension.application import ExtensionApp
+from prometheus_client import REGISTRY
 from traitlets.config import Config
 
-from jupyter_wsfuse.extension import handlers
+from jupyter_wsfuse.extension import audit_api, base, handlers, tokens_api
+from jupyter_wsfuse.extension.events import Events
+from jupyter_wsfuse.extension.metrics import EngineCollector
 from jupyter_wsfuse.extension.settings import Settings, WsFuse
 from jupyter_wsfuse.extension.supervisor import EngineSupervisor
+from jupyter_wsfuse.extension.tokens import workspace_name
+from jupyter_wsfuse.extension.tokenstore import TokenStore
 
 
 class WsFuseApp(ExtensionApp):
@@ -27,25 +35,47 @@ class WsFuseApp(ExtensionApp):
         config.merge(self.serverapp.config)
         config.merge(self.config)
         self.wsfuse_settings: Settings = WsFuse(parent=self, config=config).settings(self.serverapp.root_dir)
+        settings = self.wsfuse_settings
+        # What this server's user has in common for all his servers, and nobody else may read.
+        data = Path(os.path.abspath(self.serverapp.data_dir)) / "wsfuse"
+        tokens = TokenStore(data, workspace_name(settings.root_dir, settings.tenants_file))
+        assert self.serverapp.event_logger is not None
+        events = Events(self.serverapp.event_logger, self.serverapp.log, paths=not settings.tenants_file)
         self.supervisor = EngineSupervisor(
-            self.wsfuse_settings,
+            settings,
             self.serverapp.runtime_dir,
             self.serverapp.log,
             on_activity=self._note_activity,
+            on_event=events.of_engine,
+            revoked=tokens.revoked,
+            # A workspace is often a home directory, where all of these are.
+            private=[
+                str(data),
+                settings.audit_dir,
+                settings.audit_key_file,
+                os.path.abspath(self.serverapp.runtime_dir),
+                os.path.abspath(self.serverapp.config_dir),
+            ],
         )
-        self.settings[handlers.SETTINGS] = self.wsfuse_settings
-        self.settings[handlers.SUPERVISOR] = self.supervisor
+        self.collector = EngineCollector(self.supervisor)
+        REGISTRY.register(self.collector)
+        self.settings[base.SETTINGS] = settings
+        self.settings[base.SUPERVISOR] = self.supervisor
+        self.settings[base.TOKENS] = tokens
+        self.settings[base.EVENTS] = events
         # In milliseconds, as for all of Jupyter's WebSockets, which ignore ServerApp.websocket_ping_interval. Proxies
         # commonly cut a connection that was silent for 60 seconds.
         self.settings.setdefault("ws_ping_interval", 30_000)
 
     def initialize_handlers(self) -> None:
-        self.handlers.extend(handlers.HANDLERS)
+        self.handlers.extend([*handlers.HANDLERS, *tokens_api.HANDLERS, *audit_api.HANDLERS])
 
     async def stop_extension(self) -> None:
         """Called by the server when it stops."""
         supervisor: EngineSupervisor | None = getattr(self, "supervisor", None)
         if supervisor is not None:  # None: the extension failed to load
+            with contextlib.suppress(KeyError):  # a second call
+                REGISTRY.unregister(self.collector)
             await supervisor.stop()
 
     def _note_activity(self) -> None:

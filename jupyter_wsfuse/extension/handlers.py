@@ -1,107 +1,88 @@
 """What the extension answers at ``<base_url>wsfuse/``.
 
-====================  =====================================================================================
-``POST api/ticket``   admits one connection to the engine: ticket, where the engine listens, limits
-``GET api/status``    the engine's state and the mounts; does not count as activity
-``channel``           WebSocket: carries opaque messages between a mount on another host and the engine
-====================  =====================================================================================
+========================  =================================================================================
+``POST api/ticket``       admits one connection to the engine: ticket, where the engine listens, limits
+``GET api/status``        the engine's state and the mounts; does not count as activity
+``channel``               WebSocket: carries opaque messages between a mount on another host and the engine
+``api/tokens``            scoped tokens: see :mod:`.tokens_api`
+========================  =================================================================================
 
 All of it needs authentication, and the authorizer's word on the resource ``wsfuse``: ``execute`` and ``write``
-together for reading and writing, ``read`` alone for a read-only mount.
+together for reading and writing, ``read`` alone for a read-only mount. A scoped token opens ``api/ticket``,
+``channel`` and ``api/tokens``, within what it is for.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
-import math
 from typing import Any, Final
 
-from jupyter_core.utils import ensure_async
 from jupyter_server.auth.decorator import authorized, ws_authenticated
-from jupyter_server.auth.identity import IdentityProvider, LegacyIdentityProvider, PasswordIdentityProvider
 from jupyter_server.base.handlers import APIHandler, JupyterHandler
 from jupyter_server.base.websocket import WebSocketMixin
 from tornado import web
 from tornado.websocket import WebSocketHandler
 
 import jupyter_wsfuse
+from jupyter_wsfuse.errors import WsFuseError
+from jupyter_wsfuse.extension.base import WsFuseHandler
 from jupyter_wsfuse.extension.relay import SUBPROTOCOL, Relay
-from jupyter_wsfuse.extension.settings import Settings
-from jupyter_wsfuse.extension.supervisor import Endpoint, EngineSupervisor, EngineUnavailable
 from jupyter_wsfuse.host import host_id
 from jupyter_wsfuse.protocol.codec import MAX_MESSAGE
 
-RESOURCE: Final = "wsfuse"
-_ANONYMOUS: Final = (IdentityProvider, PasswordIdentityProvider, LegacyIdentityProvider)
 PROTOCOL: Final = 1  # of SUBPROTOCOL; the front end and clients compare it with their own
-SETTINGS: Final = "wsfuse_settings"
-SUPERVISOR: Final = "wsfuse_supervisor"
 
 
-class _WsFuseHandler(JupyterHandler):
-    auth_resource = RESOURCE
-
-    @property
-    def wsfuse(self) -> Settings:
-        return self.settings[SETTINGS]
-
-    @property
-    def supervisor(self) -> EngineSupervisor:
-        return self.settings[SUPERVISOR]
-
-    @property
-    def principal(self) -> str:
-        """Who asks; empty where everybody with the token or password is the same person.
-
-        Jupyter's own identity providers make up another user name for each login.
-        """
-        if type(self.identity_provider) in _ANONYMOUS:
-            return ""
-        return self.current_user.username
-
-    async def rights(self) -> set[str]:
-        """What the authorizer allows the authenticated user. Raises HTTP 403 if that is nothing."""
-
-        async def allowed(action: str) -> bool:
-            user = self.current_user
-            return bool(await ensure_async(self.authorizer.is_authorized(self, user, action, RESOURCE)))
-
-        if await allowed("execute") and await allowed("write"):
-            return {"read", "write"}
-        if await allowed("read"):
-            return {"read"}
-        raise web.HTTPError(403, f"User is not authorized on resource: {RESOURCE}.")
-
-    async def engine(self) -> Endpoint | None:
-        """Where the engine listens; None if there is none, and then the request has been answered with 503."""
-        try:
-            return await self.supervisor.endpoint()
-        except EngineUnavailable as exc:
-            self.set_status(503)
-            self.set_header("Retry-After", str(max(1, math.ceil(exc.retry_after))))
-            self.set_header("Content-Type", "application/json")
-            self.finish(json.dumps({"message": str(exc), "reason": "engine unavailable"}))
-            return None
-
-
-class TicketHandler(_WsFuseHandler, APIHandler):
+class TicketHandler(WsFuseHandler, APIHandler):
     """Tickets for single connections. Every reconnect asks for one, so it is not the user's activity."""
 
     _track_activity = False
+    admits_tokens = uses_tokens = True
 
     @web.authenticated
     async def post(self) -> None:
-        rights = await self.rights()
+        """``{"tenant": name}`` asks for a ticket to that tenant; without it, to the one that the user belongs to."""
+        creator = await self.creator()
+        asked = self.get_json_body() or {}
+        tenant = asked.get("tenant", "") if isinstance(asked, dict) else None
+        if not isinstance(tenant, str):
+            self.refuse(400, 'the body must be {} or {"tenant": name}')
+            return
+        if self.scoped is None:
+            await self._remember(creator)
+        elif tenant not in ("", self.scoped.tenant):
+            self.refuse(403, "this token is for another tenant", "token foreign")
+            return
+        else:
+            tenant = self.scoped.tenant
+            if self.scoped.noted:
+                self.events.token(
+                    "used", self.scoped.claims.id, self.principal, tenant, self.request.remote_ip
+                )
         engine = await self.engine()
         if engine is None:
             return
+        rights = set(creator.rights)
         if self.wsfuse.read_only:
             rights = {"read"}
+        try:
+            ticket = self.supervisor.ticket(
+                creator.principal,
+                rights,
+                groups=creator.groups,
+                tenant=tenant,
+                address=self.request.remote_ip or "",
+                token=creator.token,
+            )
+        except ValueError as exc:
+            self.refuse(400, str(exc))
+            return
         self.set_header("Cache-Control", "no-store")
         self.finish(
             json.dumps(
                 {
-                    "ticket": self.supervisor.ticket(self.principal, rights),
+                    "ticket": ticket,
                     "protocol": PROTOCOL,
                     "version": jupyter_wsfuse.__version__,
                     "expires": self.wsfuse.ticket_lifetime,
@@ -114,8 +95,14 @@ class TicketHandler(_WsFuseHandler, APIHandler):
             )
         )
 
+    async def _remember(self, creator: Any) -> None:
+        try:
+            await asyncio.to_thread(self.tokens.seen, creator)
+        except (WsFuseError, OSError) as exc:  # no reason to keep the user out
+            self.log.error("the list of tokens cannot be kept: %s", exc)
 
-class StatusHandler(_WsFuseHandler, APIHandler):
+
+class StatusHandler(WsFuseHandler, APIHandler):
     """For the panel, which polls it."""
 
     _track_activity = False
@@ -123,23 +110,50 @@ class StatusHandler(_WsFuseHandler, APIHandler):
     @web.authenticated
     @authorized
     async def get(self) -> None:
+        """On a server with several tenants everybody is shown what is his."""
+        status = await self.supervisor.look()
+        sessions = status.get("sessions", [])
+        tenants = status.get("tenants", {})
+        operations = status.get("operations", {})
+        if self.wsfuse.tenants_file:
+            sessions = [session for session in sessions if session.get("principal") == self.principal]
+            names = {session.get("tenant") for session in sessions}
+            tenants = {
+                name: {key: value for key, value in tenant.items() if key != "slow"}  # other people's paths
+                for name, tenant in tenants.items()
+                if name in names
+            }
+            operations = {}  # of all of them together
         self.set_header("Cache-Control", "no-store")
         self.finish(
             json.dumps(
                 {
                     "version": jupyter_wsfuse.__version__,
                     "protocol": PROTOCOL,
-                    "sessions": await self.supervisor.sessions(),
-                    "engine": self.supervisor.info(),
+                    "sessions": sessions,
+                    "engine": {**self.supervisor.info(), **_engine(status)},
+                    "tenants": tenants,
+                    "operations": operations,
                 }
             )
         )
 
 
-class ChannelHandler(WebSocketMixin, WebSocketHandler, _WsFuseHandler):
+def _engine(status: dict[str, Any]) -> dict[str, Any]:
+    """What the engine tells of itself as a whole, beyond what the supervisor knows."""
+    told: dict[str, Any] = {key: status[key] for key in ("uptime", "hardening") if key in status}
+    if (status.get("tenants_file") or {}).get("error"):
+        told["tenants_file"] = (
+            "it has an error, which the server's log names; what it said before is in force"
+        )
+    return told
+
+
+class ChannelHandler(WebSocketMixin, WebSocketHandler, WsFuseHandler):
     """A mount's connection. The header authenticates the WebSocket; what flows is between mount and engine,
     who authenticate each other by a ticket as on a direct connection."""
 
+    admits_tokens = True
     _relay: Relay | None = None
 
     @property

@@ -2,7 +2,8 @@
 
 The extension and its engine share a secret. A client that the Jupyter server has authenticated gets a ticket
 from the extension and shows it to the engine in its ``Hello``. A ticket is short-lived, good for one
-connection to one engine (its *audience*), and says who comes and what he may do::
+connection to one engine (its *audience*), and says who comes and what he may do; for a client that came with
+a scoped token, also what that token claims (:class:`TokenClaims`), which the engine holds him to::
 
     base64url(msgpack(Ticket)) "." base64url(HMAC-SHA256(secret, "wsfuse-ticket-1" NUL msgpack(Ticket)))
 
@@ -28,20 +29,61 @@ from .messages import REFUSALS
 RIGHTS: Final = frozenset({"read", "write"})
 
 _PURPOSE: Final = b"wsfuse-ticket-1\0"
-_LONGEST: Final = 4096  # characters; tenant and principal are names, so a real ticket is far shorter
+_LONGEST: Final = 48 << 10  # characters; the groups of a user and the paths of a token take the most of it
 
 Clock = Callable[[], float]
 
 
-class Ticket(msgspec.Struct, array_like=True, frozen=True):
-    """What a ticket says. ``expires`` in seconds of the clock that both sides use."""
+class TokenClaims(msgspec.Struct, frozen=True, kw_only=True):
+    """A scoped token, as far as the engine has to enforce it. It only ever takes away from what ``Ticket`` grants.
+
+    ``paths`` are relative to the workspace, without slashes at the ends, never empty; ``b""`` is all of it.
+    ``limits`` has the keys of :class:`~jupyter_wsfuse.engine.tenants.Limits` and binds all sessions of the token
+    together. ``expires`` in seconds of the clock that both sides use. ``parents``: ids of the tokens that this
+    one was created with, the nearest last, and ``parent_limits`` theirs in the same order: what is made with a
+    limited token comes out of its allowance.
+    """
+
+    id: str
+    paths: tuple[bytes, ...]
+    rights: frozenset[str]
+    expires: float
+    limits: dict[str, float] = {}
+    label: str = ""
+    parents: tuple[str, ...] = ()
+    parent_limits: tuple[dict[str, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.paths or not self.rights <= RIGHTS or len(self.parents) != len(self.parent_limits):
+            raise ValueError("claims that do not fit together")
+
+    @property
+    def family(self) -> tuple[str, ...]:
+        """The ids whose revocation ends this token: its parents' and its own."""
+        return (*self.parents, self.id)
+
+    def chain(self) -> tuple[tuple[str, dict[str, float]], ...]:
+        """Ids and limits that bind this token, the outermost parent's first, its own last."""
+        return (*zip(self.parents, self.parent_limits, strict=True), (self.id, self.limits))
+
+
+class Ticket(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
+    """What a ticket says. ``expires`` in seconds of the clock that both sides use.
+
+    ``tenant`` is the one that is wanted, ``""`` for the one that the identity belongs to: ``principal``, a name
+    or ``""`` where all users are one, and ``groups``. ``address`` is where the HTTP client came from, for the
+    audit alone. ``token`` is there if that is what the client came with.
+    """
 
     tenant: str
     principal: str
+    groups: tuple[str, ...]
     rights: frozenset[str]
     audience: str
     nonce: str
     expires: float
+    address: str
+    token: TokenClaims | None
 
 
 _decoder: Final = msgspec.msgpack.Decoder(Ticket)
@@ -78,15 +120,46 @@ class TicketIssuer:
         self._audience = audience
         self._clock = clock
 
-    def issue(self, tenant: str, principal: str, rights: Iterable[str], ttl: float) -> str:
-        """A ticket that is valid for *ttl* seconds, once. Raises :class:`ValueError` for unknown rights."""
+    def issue(
+        self,
+        tenant: str,
+        principal: str,
+        rights: Iterable[str],
+        ttl: float,
+        *,
+        groups: Iterable[str] = (),
+        address: str = "",
+        token: TokenClaims | None = None,
+    ) -> str:
+        """A ticket that is valid for *ttl* seconds, once.
+
+        A *token* narrows the rights and may shorten the time. Raises :class:`ValueError` for unknown rights, and
+        for an identity whose ticket would be too long to be redeemed.
+        """
         granted = frozenset(rights)
         if not granted <= RIGHTS:
             raise ValueError(f"unknown rights: {', '.join(sorted(granted - RIGHTS))}")
-        nonce = secrets.token_urlsafe(16)
-        ticket = Ticket(tenant, principal, granted, self._audience, nonce, self._clock() + ttl)
-        body = _encoder.encode(ticket)
-        return f"{_pack(body)}.{_pack(_sign(self._secret, body))}"
+        expires = self._clock() + ttl
+        if token is not None:
+            granted &= token.rights
+            expires = min(expires, token.expires)
+        body = _encoder.encode(
+            Ticket(
+                tenant=tenant,
+                principal=principal,
+                groups=tuple(groups),
+                rights=granted,
+                audience=self._audience,
+                nonce=secrets.token_urlsafe(16),
+                expires=expires,
+                address=address,
+                token=token,
+            )
+        )
+        ticket = f"{_pack(body)}.{_pack(_sign(self._secret, body))}"
+        if len(ticket) > _LONGEST:
+            raise ValueError("the names of the user, the groups and the paths are too long for a ticket")
+        return ticket
 
 
 class TicketVerifier:

@@ -11,15 +11,14 @@ import json
 import os
 import shlex
 import sys
-import time
 import traceback
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import click
 
 from jupyter_wsfuse import __version__
-from jupyter_wsfuse.client.discovery import discover, parse_url
+from jupyter_wsfuse.client.discovery import discover
 from jupyter_wsfuse.errors import (
     DiscoveryError,
     MountError,
@@ -30,7 +29,9 @@ from jupyter_wsfuse.errors import (
 )
 from jupyter_wsfuse.mount import launcher, registry
 from jupyter_wsfuse.mount.config import DEFAULT_DEADLINE, MountConfig
-from jupyter_wsfuse.ui import render, views
+from jupyter_wsfuse.ui import audit, profile, render, tokens, views
+from jupyter_wsfuse.ui.arguments import Directory, json_option, mount_point
+from jupyter_wsfuse.ui.options import given_token, token_file
 from jupyter_wsfuse.ui.render import Report
 
 #: Where `mount` mounts when no directory is given.
@@ -57,6 +58,9 @@ class Front:
     prefix = "wsfuse"
     terminal = True
 
+    #: The cell of a notebook that a command is about: runs it, and tells whether it succeeded.
+    cell: Callable[[], bool] | None = None
+
     def __init__(self) -> None:
         self.verbose = False
 
@@ -76,29 +80,6 @@ class Front:
             report.print(render.console())
 
 
-class Directory(click.ParamType):
-    """A directory that need not exist. Not click's own: that one looks at it, and a mount may be stuck."""
-
-    name = "directory"
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
-        from click.shell_completion import CompletionItem
-
-        return [CompletionItem(incomplete, type="dir")]
-
-
-class MountPoint(click.ParamType):
-    """A directory; completes to the mounts there are."""
-
-    name = "directory"
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
-        from click.shell_completion import CompletionItem
-
-        paths = [entry.mountpoint for entry in launcher.mounts()]
-        return [CompletionItem(path) for path in paths if path.startswith(incomplete)]
-
-
 @click.group(
     epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
@@ -116,29 +97,6 @@ def cli(front: Front, verbose: bool) -> None:
     front.verbose = verbose
 
 
-def _token(front: Front, url: str | None, token_file: str | None) -> str | None:
-    """The token given on this command line, or None for discovery to find one."""
-    from jupyter_wsfuse.ui.serve import read_token
-
-    if url and parse_url(url)[1]:
-        front.warn(
-            "the URL holds a token, which others can see with `ps` or in the notebook; "
-            "better put it into WSFUSE_TOKEN or a file for --token-file"
-        )
-    if token_file == "-":
-        return sys.stdin.readline().strip()
-    return read_token(Path(token_file).expanduser()) if token_file else None
-
-
-_token_file = click.option(
-    "--token-file",
-    metavar="FILE",
-    type=click.Path(dir_okay=False),
-    help="Read the server's token from FILE (- for standard input). Default: WSFUSE_TOKEN, or found with the server.",
-)
-_json = click.option("--json", "as_json", is_flag=True, help="For programs.")
-
-
 def _is_directory(argument: str) -> bool:
     """Whether the only argument of `mount` is a directory: URLs have a scheme, or look like host:port."""
     return "://" not in argument and (argument[:1] in "/.~" or ":" not in argument)
@@ -147,7 +105,7 @@ def _is_directory(argument: str) -> bool:
 @cli.command()
 @click.argument("url", required=False)
 @click.argument("directory", required=False, metavar="[DIR]", type=Directory())
-@_token_file
+@token_file
 @click.option(
     "--transport",
     type=click.Choice(["auto", "direct", "relay"]),
@@ -157,6 +115,9 @@ def _is_directory(argument: str) -> bool:
 )
 @click.option("--foreground", is_flag=True, help="Stay until SIGTERM or Ctrl-C, then unmount.")
 @click.option("--read-only", is_flag=True, help="Nothing can be changed through the mount.")
+@click.option(
+    "--tenant", metavar="NAME", default="", help="Which workspace, if the server has several for you."
+)
 @click.option("--subdir", metavar="PATH", default="", help="Mount only this directory of the workspace.")
 @click.option(
     "--deadline",
@@ -197,6 +158,7 @@ def mount(
     foreground: bool,
     transport: Any,
     read_only: bool,
+    tenant: str,
     subdir: str,
     deadline: float,
     owner: Any,
@@ -211,7 +173,7 @@ def mount(
     """
     if url and directory is None and _is_directory(url):
         url, directory = None, url
-    server = discover(url, _token(front, url, token_file))
+    server = discover(url, given_token(front, url, token_file))
     config = MountConfig(
         url=server.url,
         token=server.token,
@@ -221,6 +183,7 @@ def mount(
         mountpoint=registry.resolve_mountpoint(directory or DEFAULT_DIR),
         transport=transport,
         read_only=read_only,
+        tenant=tenant,
         subdir=subdir,
         deadline=deadline,
         owner=owner,
@@ -261,10 +224,10 @@ def _mount_foreground(front: Front, config: MountConfig) -> int:
 
 
 @cli.command()
-@click.argument("directory", required=False, metavar="[DIR]", type=MountPoint())
+@mount_point
 @click.option("--all", "everything", is_flag=True, help="Every mount of yours.")
 @click.option("--force", is_flag=True, help="Without syncing, and without waiting for open files.")
-@_json
+@json_option
 @click.pass_obj
 def umount(front: Front, directory: str | None, everything: bool, force: bool, as_json: bool) -> Report:
     """Take a mount down, whatever state it is in. DIR may be left out if there is only one."""
@@ -280,8 +243,8 @@ def umount(front: Front, directory: str | None, everything: bool, force: bool, a
 
 
 @cli.command()
-@click.argument("directory", required=False, metavar="[DIR]", type=MountPoint())
-@_json
+@mount_point
+@json_option
 @click.pass_obj
 def status(front: Front, directory: str | None, as_json: bool) -> Report:
     """What is mounted, from where, and how the connection is."""
@@ -289,27 +252,15 @@ def status(front: Front, directory: str | None, as_json: bool) -> Report:
     return views.status([launcher.status(entry) for entry in chosen], front.prefix)
 
 
-@cli.command()
-@click.argument("directory", required=False, metavar="[DIR]", type=MountPoint())
-@_json
-@click.option("--watch", is_flag=True, help="Again every two seconds, until Ctrl-C.")
-@click.pass_obj
-def stats(front: Front, directory: str | None, as_json: bool, watch: bool) -> Report:
-    """How many operations there were, and how long they took."""
-    entry = launcher.choose(directory)
-    while True:
-        report = views.stats(entry.mountpoint, launcher.ask(entry, "stats"))
-        if not watch or not front.terminal:
-            return report
-        if not as_json:
-            click.clear()
-        front.show(report, as_json)
-        time.sleep(2)
+cli.add_command(profile.stats)
+cli.add_command(profile.profile)
+cli.add_command(tokens.token)
+cli.add_command(audit.audit)
 
 
 @cli.command()
-@click.argument("directory", required=False, metavar="[DIR]", type=MountPoint())
-@_json
+@mount_point
+@json_option
 @click.pass_obj
 def sync(front: Front, directory: str | None, as_json: bool) -> Report:
     """Wait until everything written is on the server's disk."""
@@ -323,14 +274,14 @@ def sync(front: Front, directory: str | None, as_json: bool) -> Report:
 
 @cli.command()
 @click.argument("url", required=False)
-@_token_file
-@_json
+@token_file
+@json_option
 @click.pass_obj
 def doctor(front: Front, url: str | None, token_file: str | None, as_json: bool) -> Report:
     """Check everything that a mount needs, and say how to put right what is missing."""
     from jupyter_wsfuse.ui.doctor import examine
 
-    return examine(url, _token(front, url, token_file))
+    return examine(url, given_token(front, url, token_file))
 
 
 @cli.command()

@@ -6,6 +6,8 @@ import asyncio
 import errno
 import json
 import logging
+import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -894,6 +896,30 @@ async def test_a_large_message_through_the_relay(server: StandIn, connect: Conne
         *[connection.call(Read(0, 1, 0, 1 << 20)) for _ in range(8)],
     )
     assert [len(payload) for _, payload in replies] == [0] * 8 + [1 << 20] * 8
+
+
+async def test_small_messages_are_not_held_back(server: StandIn, connect: Connect) -> None:
+    """Nagle's algorithm is off at every end of the relay's connections."""
+    connection = await connect(transport="relay")
+    await connection.call(Access(0, Ref(b""), 4))
+    ports = {server.http_port, server.port}
+    delayed, seen = set(), set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            end = socket.socket(fileno=os.dup(int(name)))
+        except OSError:
+            continue  # no socket, or the descriptor of the listing itself
+        with end:
+            try:
+                near, far = end.getsockname(), end.getpeername()
+            except OSError:
+                continue
+            if end.family == socket.AF_INET and ports & {near[1], far[1]}:
+                seen.add(ports & {near[1], far[1]} == {server.port})
+                if not end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY):
+                    delayed.add((near[1] in ports, far[1] in ports))
+    assert seen == {True, False}, "both the mount's connection and the engine's"
+    assert not delayed
 
 
 async def test_an_idle_relay_is_parked_and_comes_back(server: StandIn, connect: Connect) -> None:

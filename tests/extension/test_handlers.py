@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 from jupyter_server.auth import Authorizer, User
+from jupyter_server.auth.identity import IdentityProvider
 from tornado.httpclient import HTTPClientError
 from tornado.websocket import WebSocketClientConnection
 
@@ -190,6 +192,36 @@ async def test_status(start: Start) -> None:
     after = json.loads((await server.fetch("wsfuse/api/status")).body)
     assert after["engine"]["state"] == "running"
     assert [session["client"] for session in after["sessions"]] == ["test"]
+    assert after["engine"]["uptime"] == 1.0
+    assert after["tenants"]["default"]["slow"] == [{"path": "theirs"}]
+    assert after["operations"] == {"Read": {"count": 1}}
+    assert "tenants_file" not in after["engine"]
+
+
+async def test_on_a_server_with_several_tenants_everybody_sees_his_own(start: Start, tmp_path: Path) -> None:
+    class Ann(IdentityProvider):
+        async def get_user(self, handler: Any) -> User | None:
+            return None if await self._get_user(handler) is None else User("ann")
+
+    class Ben(IdentityProvider):
+        async def get_user(self, handler: Any) -> User | None:
+            return None if await self._get_user(handler) is None else User("ben")
+
+    tenants = tmp_path / "tenants.yaml"
+    tenants.write_text("")
+    server = await start(
+        "broken", ServerApp={"identity_provider_class": Ann}, WsFuse={"tenants_file": str(tenants)}
+    )
+    await server.ticket()
+    hers = json.loads((await server.fetch("wsfuse/api/status")).body)
+    assert [session["principal"] for session in hers["sessions"]] == ["ann"]
+    assert hers["tenants"] == {"default": {"sessions": 1}}  # without other people's paths
+    assert hers["operations"] == {}
+    assert "has an error" in hers["engine"]["tenants_file"]
+    assert "line 5" not in json.dumps(hers)
+    server.app.web_app.settings["identity_provider"] = Ben(parent=server.app, token=server.token)
+    his = json.loads((await server.fetch("wsfuse/api/status")).body)
+    assert (his["sessions"], his["tenants"]) == ([], {})
 
 
 async def test_neither_looking_nor_connecting_is_activity_but_use_is(start: Start) -> None:

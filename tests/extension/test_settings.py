@@ -16,7 +16,7 @@ from jupyter_wsfuse.engine.config import Config as EngineConfig
 from jupyter_wsfuse.engine.config import read_config
 from jupyter_wsfuse.engine.definitions import read_limits as engine_limits
 from jupyter_wsfuse.engine.permissions import parse_rule
-from jupyter_wsfuse.engine.tenants import AuditOptions, Limits, Tenant
+from jupyter_wsfuse.engine.tenants import AuditOptions, Limits, Tenant, Tenants
 from jupyter_wsfuse.extension import settings as module
 from jupyter_wsfuse.extension.settings import (
     LIMITS,
@@ -109,8 +109,8 @@ def test_a_file_of_tenants(tmp_path: Path) -> None:
     settings = WsFuse(tenants_file=str(path)).settings("/srv")
     config = settings.engine_config()
     assert "tenants" not in config
-    _, tenants = read_config(json.dumps({**config, **SECRETS}).encode())
-    assert tenants.assign("ann", []).root == b"/team"
+    read, _ = read_config(json.dumps({**config, **SECRETS}).encode())
+    assert Tenants.from_file(read.tenants_file).assign("ann", []).root == b"/team"
 
 
 @pytest.mark.parametrize(

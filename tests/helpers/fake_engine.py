@@ -1,11 +1,13 @@
 """A process in the engine's place for tests of the supervisor and the relay: run as ``python fake_engine.py MODE``.
 
-It introduces itself and answers ``/status`` as the engine does. On its WebSocket it sends every message back; messages
-that are commands of a test (see ``_Echo``) excepted. Modes, joined by ``+``:
+It introduces itself, answers ``/status`` and takes commands on standard input as the engine does. On its WebSocket it
+sends every message back; messages that are commands of a test (see ``_Echo``) excepted. Modes, joined by ``+``:
 
 ``dies``      ends with status 3 before it introduces itself       ``mumbles``  introduces itself with nonsense
 ``mute``      never introduces itself                             ``hangs``    does not answer /status
 ``stubborn``  ignores the end of its input and SIGTERM             ``busy``     its sessions make requests all the time
+``deaf``      does not answer commands                            ``unwilling`` refuses them
+``broken``    has a file of tenants with an error
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from picows import (
     WSUpgradeResponseWithListener,
 )
 
+from jupyter_wsfuse.engine.control import Control
 from jupyter_wsfuse.protocol.tickets import TicketVerifier, bearer
 
 SUBPROTOCOL = {"Sec-WebSocket-Protocol": "wsfuse.v1"}
@@ -37,11 +40,11 @@ SUBPROTOCOL = {"Sec-WebSocket-Protocol": "wsfuse.v1"}
 class _Echo(WSListener):
     """``close CODE REASON``: closes so. ``die``: the process ends at once. ``pid``: answered with it. ``ticket T``:
     answered with what the ticket says. ``say T``: logs T. ``drop``: nothing. ``stall``: reads nothing any more.
-    ``flood N``: sends N
-    messages of a megabyte."""
+    ``flood N``: sends N messages of a megabyte. ``event JSON``: tells its parent; ``line TEXT`` as well, as it is."""
 
-    def __init__(self, verifier: TicketVerifier) -> None:
+    def __init__(self, verifier: TicketVerifier, control: Control) -> None:
         self.verifier = verifier
+        self.control = control
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         if frame.msg_type is WSMsgType.CLOSE:
@@ -61,8 +64,21 @@ class _Echo(WSListener):
             transport.send(WSMsgType.BINARY, str(os.getpid()))
         elif command == b"ticket":
             ticket = self.verifier.redeem(data.partition(b" ")[2].decode())
-            answer = {"rights": sorted(ticket.rights), "tenant": ticket.tenant, "audience": ticket.audience}
+            answer = {
+                "rights": sorted(ticket.rights), "tenant": ticket.tenant, "audience": ticket.audience,
+                "principal": ticket.principal, "groups": ticket.groups, "address": ticket.address,
+                "token": None if ticket.token is None else ticket.token.id,
+            }  # fmt: skip
             transport.send(WSMsgType.BINARY, json.dumps(answer))
+        elif command == b"event":
+            self.control.emit(json.loads(rest))
+            transport.send(WSMsgType.BINARY, b"told")
+        elif command == b"line":
+            os.set_blocking(1, True)
+            with open(1, "wb", closefd=False) as line:
+                line.write(data.partition(b" ")[2] + b"\n")
+            os.set_blocking(1, False)
+            transport.send(WSMsgType.BINARY, b"told")
         elif command == b"drop":
             pass
         elif command == b"say":
@@ -85,9 +101,23 @@ class _Echo(WSListener):
 async def main() -> None:
     modes = set(sys.argv[1].split("+")) if len(sys.argv) > 1 else set()
     loop = asyncio.get_running_loop()
-    reader = asyncio.StreamReader()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin.buffer)
-    config = json.loads(await reader.readline())
+    config = json.loads(open(0, "rb", buffering=0, closefd=False).readline())
+    revoked: list[str] = []
+
+    def revoke(token: str) -> Any:
+        if "deaf" in modes:
+            return asyncio.Event().wait()
+        if "unwilling" in modes:
+            raise ValueError("not today")
+        revoked.append(token)
+        return {"sessions": 1}
+
+    def assign(principal: str, groups: list[str], tenant: str) -> str:
+        if tenant == "secret":
+            raise ValueError(f"{principal} is no member of {tenant}")
+        return tenant or f"of-{principal}-{'+'.join(groups)}"
+
+    control = Control(loop, {"revoke": revoke, "assign": assign})
     print(
         "2026-01-01T00:00:00.000 INFO the fake engine has read its configuration", file=sys.stderr, flush=True
     )
@@ -112,13 +142,22 @@ async def main() -> None:
             session = {
                 "id": "abc", "client": "test", "transport": "relay", "connected": True, "handles": 0,
                 "requests": requests, "since": 0.0, "tenant": "default",
+                "principal": "ann",
             }  # fmt: skip
-            status = {"epoch": 1, "pid": os.getpid(), "uptime": 1.0, "sessions": [session], "config": config}
+            status = {
+                "epoch": 1, "pid": os.getpid(), "uptime": 1.0, "sessions": [session], "config": config,
+                "revoked": revoked, "operations": {"Read": {"count": 1}},
+                "tenants": {
+                    "default": {"sessions": 1, "slow": [{"path": "theirs"}]},
+                    "other": {"sessions": 1, "slow": []},
+                },
+                "tenants_file": {"error": "line 5: what is this?"} if "broken" in modes else None,
+            }  # fmt: skip
             body = json.dumps(status).encode()
             return WSUpgradeResponseWithListener(WSUpgradeResponse.create_ok_response(body), None)
         verifier = TicketVerifier(secret, config["audience"])
         return WSUpgradeResponseWithListener(
-            WSUpgradeResponse.create_101_response(SUBPROTOCOL), _Echo(verifier)
+            WSUpgradeResponse.create_101_response(SUBPROTOCOL), _Echo(verifier, control)
         )
 
     server = await picows.ws_create_server(route, "127.0.0.1", 0, max_frame_size=8 << 20)
@@ -131,11 +170,10 @@ async def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         await asyncio.Event().wait()
     stopped = asyncio.Event()
+    control.start(stopped.set)
     loop.add_signal_handler(signal.SIGTERM, stopped.set)
-    await asyncio.wait(
-        (asyncio.ensure_future(reader.read()), asyncio.ensure_future(stopped.wait())),
-        return_when=asyncio.FIRST_COMPLETED,
-    )
+    await stopped.wait()
+    control.close()
 
 
 if __name__ == "__main__":

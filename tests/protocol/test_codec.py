@@ -200,6 +200,8 @@ samples: st.SearchStrategy[tuple[m.Struct, bytes]] = st.one_of(
             st.builds(m.Hello, st.lists(integers), st.text(), handles=st.none() | st.lists(integers)),
             st.just(m.Changed([m.Change(ATTR.identity), m.Change(ATTR.identity, b"n")])),
             st.just(m.DirReply(1, [m.DirEntry(b"n", 1, 2, 4, ATTR), m.DirEntry(b"..", 2, 2, 4)], True)),
+            st.builds(m.Stats, integers),
+            st.builds(m.StatsReply, integers, st.dictionaries(st.text(), st.lists(integers), max_size=5)),
             st.just(m.Reopen(1, ROOT, 7, 0, False, [m.Lock(1, 0, 9, "w", 1)])),
         ),
         st.just(b""),

@@ -68,6 +68,11 @@ def test_secrets_are_not_printed() -> None:
         ),
         (m.Ack(list(range(1000))), "Ack(seqs=<1000 items>, keep=None)"),
         (m.ValueReply(1, b"v" * 99), f"ValueReply(seq=1, value='{'v' * 64}'...(99 bytes))"),
+        (
+            m.StatsReply(1, {"Open": [2, 0, 9, 4, 0, 0]}),
+            "StatsReply(seq=1, operations={'Open': [2, 0, 9, 4, 0, 0]})",
+        ),
+        (m.StatsReply(1, {str(i): [] for i in range(9)}), "StatsReply(seq=1, operations=<9 items>)"),
         (m.NamesReply(1, [b"a", b"b"]), "NamesReply(seq=1, names=[b'a', b'b'])"),
     ],
 )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from typing import Any
 
 import msgspec
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jupyter_wsfuse.errors import RefusedError
-from jupyter_wsfuse.protocol.tickets import Ticket, TicketIssuer, TicketVerifier, bearer
+from jupyter_wsfuse.protocol.tickets import Ticket, TicketIssuer, TicketVerifier, TokenClaims, bearer
 
 SECRET = bytes(range(32))
 
@@ -45,8 +46,52 @@ def refusal(verifier: TicketVerifier, ticket: str) -> str:
 
 def test_a_ticket_says_who_comes(issuer: TicketIssuer, verifier: TicketVerifier) -> None:
     ticket = verifier.redeem(issuer.issue("default", "änn", {"read", "write"}, 30))
-    assert ticket == Ticket("default", "änn", frozenset({"read", "write"}), "engine-1", ticket.nonce, 1030.0)
+    assert ticket == Ticket(
+        tenant="default", principal="änn", groups=(), rights=frozenset({"read", "write"}), audience="engine-1",
+        nonce=ticket.nonce, expires=1030.0, address="", token=None,
+    )  # fmt: skip
     assert verifier.redeem(issuer.issue("other", "bob", ["read"], 30)).rights == {"read"}
+    whole = issuer.issue("", "bob", ["read"], 30, groups=["staff", "ph\xfcsik"], address="2001:db8::7")
+    redeemed = verifier.redeem(whole)
+    assert (redeemed.groups, redeemed.address) == (("staff", "ph\xfcsik"), "2001:db8::7")
+
+
+CLAIMS = TokenClaims(
+    id="t2", paths=(b"data", b"a/\xff"), rights=frozenset({"read"}), expires=1010.0, limits={"read": 5.0},
+    label="for bob", parents=("t0", "t1"), parent_limits=({}, {"read": 9.0}),
+)  # fmt: skip
+
+
+def test_a_token_narrows_it(issuer: TicketIssuer, verifier: TicketVerifier) -> None:
+    ticket = verifier.redeem(issuer.issue("default", "ann", ["read", "write"], 30, token=CLAIMS))
+    assert ticket.token == CLAIMS
+    assert ticket.rights == {"read"}
+    assert ticket.expires == 1010.0
+    assert CLAIMS.family == ("t0", "t1", "t2")
+    assert CLAIMS.chain() == (("t0", {}), ("t1", {"read": 9.0}), ("t2", {"read": 5.0}))
+    shorter = verifier.redeem(issuer.issue("default", "ann", ["write"], 5, token=CLAIMS))
+    assert (shorter.rights, shorter.expires) == (frozenset(), 1005.0)
+
+
+@pytest.mark.parametrize(
+    "change", [{"paths": ()}, {"rights": frozenset({"admin"})}, {"parents": ("t0",)}, {"parent_limits": ()}]
+)
+def test_claims_that_do_not_fit_together(
+    change: dict[str, Any], issuer: TicketIssuer, verifier: TicketVerifier
+) -> None:
+    with pytest.raises(ValueError, match="fit"):
+        msgspec.structs.replace(CLAIMS, **change)
+    told = msgspec.to_builtins(CLAIMS, builtin_types=(bytes,)) | change
+    body = msgspec.msgpack.encode(
+        ["default", "ann", [], ["read"], "engine-1", "n", 1010.0, "", told], enc_hook=list
+    )
+    mac = hmac.digest(SECRET, b"wsfuse-ticket-1\0" + body, hashlib.sha256)
+    assert refusal(verifier, b".".join(map(urlsafe_b64encode, (body, mac))).decode()) == "ticket-forged"
+
+
+def test_an_identity_that_is_too_long_is_refused_when_the_ticket_is_issued(issuer: TicketIssuer) -> None:
+    with pytest.raises(ValueError, match="too long"):
+        issuer.issue("default", "ann", ["read"], 30, groups=["x" * 1000] * 50)
 
 
 def test_it_is_good_once(issuer: TicketIssuer, verifier: TicketVerifier) -> None:
@@ -79,14 +124,17 @@ def test_it_cannot_be_forged(issuer: TicketIssuer, verifier: TicketVerifier, clo
     other = TicketIssuer(SECRET[::-1], "engine-1", clock=clock).issue("default", "ann", ["read"], 30)
     for bad in (
         f"{altered}.{mac}", f"{body}.", f".{mac}", body, f"{ticket}.{mac}", "", ".", "€.€", "a.a", other,
-        f"{body}.{mac}" + "=" * 5000,
+        f"{body}.{mac}" + "=" * 50_000,
     ):  # fmt: skip
         assert refusal(verifier, bad) == "ticket-forged"
     assert verifier.redeem(ticket).principal == "ann"
 
 
 def test_what_is_signed_is_checked_as_well(verifier: TicketVerifier) -> None:
-    for body in (b"rubbish", msgspec.msgpack.encode(["default", "ann", ["read"], "engine-1", 5, "soon"])):
+    for body in (
+        b"rubbish",
+        msgspec.msgpack.encode(["default", "ann", [], ["read"], "e", "n", "soon", "", None]),
+    ):
         mac = hmac.digest(SECRET, b"wsfuse-ticket-1\0" + body, hashlib.sha256)
         ticket = b".".join(map(urlsafe_b64encode, (body, mac))).decode()
         assert refusal(verifier, ticket) == "ticket-forged"

@@ -60,14 +60,14 @@ def test_defaults(started: list[MountConfig], user: Path, capsys: pytest.Capture
 
 def test_every_option(started: list[MountConfig], user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line = (
-        "mount http://h/ d --transport relay --read-only --subdir a/b --deadline 2.5 --owner raw --allow-other "
-        "--links contain --cache off"
+        "mount http://h/ d --transport relay --read-only --tenant team-a --subdir a/b --deadline 2.5 --owner raw "
+        "--allow-other --links contain --cache off"
     )
     monkeypatch.chdir(user)
     assert main(["-v", *line.split()]) == 0
     (config,) = started
     assert (config.mountpoint, config.transport, config.read_only) == (str(user / "d"), "relay", True)
-    assert (config.subdir, config.deadline, config.owner) == ("a/b", 2.5, "raw")
+    assert (config.tenant, config.subdir, config.deadline, config.owner) == ("team-a", "a/b", 2.5, "raw")
     assert (config.allow_other, config.links, config.cache, config.verbose) == (True, "contain", False, True)
 
 
@@ -135,6 +135,12 @@ def test_token_files_that_will_not_do(
         ["serve", "/nonexistent"],
         ["nonsense"],
         ["mount", "http://h/", "--nonsense"],
+        ["profile"],
+        ["profile", "/x"],
+        ["profile", "/x", "y", "--", "true"],
+        ["profile", "--"],
+        ["stats", "--watch", "--reset"],
+        ["stats", "--watch", "--interval", "0"],
     ],
 )
 def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,7 +188,14 @@ def test_nothing_is_mounted(capsys: pytest.CaptureFixture[str]) -> None:
     assert "wsfuse mount" in capsys.readouterr().out
     assert main(["status", "--json"]) == Code.OK
     assert json.loads(capsys.readouterr().out) == []
-    for arguments in (["umount"], ["umount", "/x"], ["stats"], ["sync"], ["status", "/x"]):
+    for arguments in (
+        ["umount"],
+        ["umount", "/x"],
+        ["stats"],
+        ["sync"],
+        ["status", "/x"],
+        ["profile", "--", "true"],
+    ):
         assert main(arguments) == Code.NOT_MOUNTED
         assert "mount" in capsys.readouterr().err
     assert main(["umount", "--all"]) == Code.OK
@@ -212,7 +225,8 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_command_of_the_issue_is_there() -> None:
-    assert set(cli.cli.commands) == {"mount", "umount", "status", "stats", "sync", "doctor", "serve"}
+    expected = {"mount", "umount", "status", "stats", "profile", "sync", "doctor", "serve"}
+    assert expected <= set(cli.cli.commands)
 
 
 # --- tokens of serve -------------------------------------------------------------------------------------------

@@ -88,6 +88,15 @@ def test_a_notebook_s_life(kernel: Kernel, server: Live) -> None:
     assert kernel.run("%load_ext jupyter_wsfuse")[0] == "ok"
     assert "connected" in kernel.run("%wsfuse status")[1]
     assert "write" in kernel.run("%wsfuse stats")[1]
+    status, shown = kernel.run("%%wsfuse profile\nprint(open('wsfuse/data.csv').read())")
+    assert status == "ok", shown
+    assert "a,b\n1,2\n" in shown
+    assert "operations, 8 B read in" in shown or "operations in" in shown
+    assert "<table" in shown
+    status, shown = kernel.run("%%wsfuse profile\nimport asyncio\nawait asyncio.sleep(0)")
+    assert status == "error"
+    assert "run it from a function" in shown
+    assert "SyntaxError" in kernel.run("%%wsfuse profile\n1 +")[1]
     assert "server's disk" in kernel.run("%wsfuse sync")[1]
     assert "Ready to mount" in kernel.run("%wsfuse doctor")[1]
 

@@ -101,17 +101,111 @@ def test_unmounted() -> None:
     assert "not synced" in text
 
 
+def row(**changes: Any) -> dict[str, Any]:
+    values = {
+        "count": 4, "errors": 0, "seconds": 0.01, "mean": 0.0025, "min": 0.001, "max": 0.004, "p50": 0.002,
+        "p95": 0.004, "p99": 0.004, "bytes": 0, "cache_hits": 0, "asked": 3, "waited": 0.009,
+    }  # fmt: skip
+    return {**values, **changes}
+
+
+def figures(**operations: dict[str, Any]) -> dict[str, Any]:
+    parts = {"network": 1.5, "server": 0.0, "disk": 0.4, "limit": 0.1}
+    waiting = {"sum": 2.0, "wall": 2.0, "parts": parts, "operations": {}}
+    return {"operations": operations, "since": time.time(), "waiting": waiting, "slow": [], "slow_count": 0}
+
+
+def result() -> dict[str, Any]:
+    """Of a profile."""
+    places = [
+        {"directory": "data", "operation": "open", "count": 212, "asked": 212, "seconds": 3.1, "waited": 3.0149,
+         "bytes": 0},
+        {"directory": None, "operation": "read", "count": 9, "asked": 9, "seconds": 0.1, "waited": 0.1, "bytes": 7},
+    ]  # fmt: skip
+    return {
+        "seconds": 4.13,
+        "operations": {"read": row(count=4, bytes=1024), "write": row(count=2, bytes=2048)},
+        "waiting": {"sum": 3.3, "wall": 3.3, "parts": None, "operations": None},
+        "places": places,
+        "places_known": 2,
+    }
+
+
 def test_stats() -> None:
     assert "no operation" in str(views.stats("/mnt/a", {"operations": {}, "since": 0}))
-    row = {
-        "count": 4,
-        "errors": 1,
-        "seconds": 0.01,
-        "mean": 0.0025,
-        "max": 0.004,
-        "bytes": 2048,
-        "cache_hits": 1,
-    }
-    text = str(views.stats("/mnt/a", {"operations": {"read": row}, "since": time.time()}))
-    for part in ("read", "4", "2.500", "4.0", "2.0 KiB", "25%"):
+    found = figures(read=row(count=4, errors=1, bytes=2048, cache_hits=1))
+    text = str(views.stats("/mnt/a", found))
+    for part in ("read", "4", "2.500", "4.000", "2.0 KiB", "25%", "Operations waited 2 s for the server: "):
         assert part in text
+    assert "network 75 %, disk 20 %, limit 5 %" in text
+    assert "per s" not in text
+    assert "side by side" not in text
+    assert "took longer" not in text
+    assert "errors" not in str(views.stats("/mnt/a", figures(read=row()))), (
+        "columns without anything are left out"
+    )
+
+
+def test_a_server_that_does_not_say() -> None:
+    found = figures(read=row())
+    found["waiting"] = {"sum": 3.0, "wall": 1.0, "parts": None, "operations": None}
+    text = str(views.stats("/mnt/a", found))
+    assert "waited 3 s for the server, side by side in 1 s (which does not say" in text
+    found["waiting"]["parts"] = dict.fromkeys(("network", "server", "disk", "limit"), 0.0)
+    assert "side by side in 1 s\n" in str(views.stats("/mnt/a", found)) + "\n"
+
+
+def test_rates() -> None:
+    before = {**figures(read=row(count=4)), "time": 100.0}
+    now = {**figures(read=row(count=24), open=row(count=2), stat=row(count=1)), "time": 102.0}
+    before["operations"]["stat"] = row(count=1)
+    lines = str(views.stats("/mnt/a", now, before=before)).splitlines()
+    assert lines[1].split()[:3] == ["operation", "count", "per"]
+    assert [line.split()[:3] for line in lines[2:4]] == [["read", "24", "10"], ["open", "2", "1"]]
+    assert lines[4].split()[:3] == ["stat", "1", "0"], "nothing since"
+    assert "per s" not in str(views.stats("/mnt/a", before, before=before))
+
+
+def test_slow_operations() -> None:
+    found = figures(read=row())
+    assert "No operation took longer" in str(views.stats("/mnt/a", found, slow=True))
+    name = "a\x1b[31m\n\udcff"
+    found["slow"] = [
+        {"time": 0.0, "operation": "read", "path": name, "seconds": 2.5, "failed": True},
+        {"time": 0.0, "operation": "open", "path": "", "seconds": 120.4, "failed": False},
+    ]
+    found["slow_count"] = 7
+    text = str(views.stats("/mnt/a", found, slow=True))
+    assert "the last of 7" in text
+    assert r"a\x1b[31m\n\udcff" in text
+    assert "\x1b" not in text
+    for part in ("2.5 s", "120 s", "failed"):
+        assert part in text
+    assert "\x1b" not in views.stats("/mnt/a", found, slow=True)._repr_html_()
+
+
+def test_a_profile() -> None:
+    report = views.profile("/mnt/a", result())
+    text = str(report)
+    assert "/mnt/a: 6 operations, 1.0 KiB read, 2.0 KiB written in 4.13 s" in text
+    assert "73 % of 4.13 s waited for 212 opens in data/, one after another" in text
+    for part in ("other directories", "data/", "p95", "waited s"):
+        assert part in text
+    assert report.data["mountpoint"] == "/mnt/a"
+    nothing = {**result(), "operations": {}}
+    assert str(views.profile("/mnt/a", nothing)) == "Nothing was asked of /mnt/a in 4.13 s."
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [
+        (0.0, "0.000 ms"),
+        (0.0000521, "0.052 ms"),
+        (0.2134, "213.4 ms"),
+        (4.128, "4.13 s"),
+        (61.2, "61.2 s"),
+        (3600, "3600 s"),
+    ],
+)
+def test_seconds(number: float, shown: str) -> None:
+    assert render.seconds(number) == shown
