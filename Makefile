@@ -6,6 +6,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+MINUTES ?= 5
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -13,10 +14,10 @@ LABEXTENSION := $(addprefix labextension/,package.json yarn.lock tsconfig.json) 
 	$(shell find labextension/src labextension/style labextension/schema -type f)
 
 # What a promise about data rests on: every line and branch of it is exercised.
-FULLY_COVERED := jupyter_wsfuse/protocol/*,jupyter_wsfuse/fuse/*,jupyter_wsfuse/engine/sandbox.py,jupyter_wsfuse/engine/operations.py,jupyter_wsfuse/engine/attributes.py,jupyter_wsfuse/engine/entries.py,jupyter_wsfuse/engine/files.py
+FULLY_COVERED := jupyter_wsfuse/protocol/*,jupyter_wsfuse/fuse/*,jupyter_wsfuse/engine/sandbox.py,jupyter_wsfuse/engine/operations.py,jupyter_wsfuse/engine/attributes.py,jupyter_wsfuse/engine/entries.py,jupyter_wsfuse/engine/files.py,jupyter_wsfuse/engine/patterns.py,jupyter_wsfuse/engine/permissions.py,jupyter_wsfuse/engine/places.py,jupyter_wsfuse/engine/enforcement.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lab test check lint types imports bench clean
+.PHONY: help setup demo lab test check lint types imports fuzz bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,9 +62,13 @@ types: $(STAMP)
 imports: $(STAMP)
 	$(BIN)/lint-imports
 
+fuzz: $(STAMP) ## try anything for MINUTES (5): malformed input, escapes, races
+	$(BIN)/python scripts/fuzz.py $(MINUTES)
+
 bench: $(STAMP) ## measure against sshfs on this machine
 	scripts/system-packages.sh bench
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.security
 
 clean: ## remove everything that was built, installed or measured
 	rm -rf $(VENV) build dist htmlcov .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis \

@@ -28,6 +28,7 @@ class EngineProcess:
         self.secret = secret or secrets.token_bytes(32)
         self.options = options
         self.log = ""
+        self.events: list[dict[str, Any]] = []
         self.port = self.epoch = 0
         self.process: subprocess.Popen[bytes]
         self.start()
@@ -35,6 +36,8 @@ class EngineProcess:
     def start(self) -> None:
         """Start, or start again after the end, with the same configuration and state."""
         tenants = self.options.get("tenants") or {"default": {"root": str(self.root)}}
+        if "tenants_file" in self.options:
+            tenants = {}
         config = {
             "secret": self.secret.hex(), "audience": AUDIENCE, "state_dir": str(self.state_dir),
             **self.options, "tenants": tenants,
@@ -75,8 +78,34 @@ class EngineProcess:
         principal: str = "ann",
         rights: tuple[str, ...] = ("read", "write"),
         ttl: float = 30,
+        **more: Any,
     ) -> str:
-        return self.issuer().issue(tenant, principal, rights, ttl)
+        return self.issuer().issue(tenant, principal, rights, ttl, **more)
+
+    def command(self, op: str, **arguments: Any) -> Any:
+        """What the control line answers; events that come before it are kept in :attr:`events`."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"id": 1, "op": op, **arguments}).encode() + b"\n")
+        self.process.stdin.flush()
+        while "event" in (said := self._said()):
+            self.events.append(said)
+        if "error" in said:
+            raise RuntimeError(said["error"])
+        return said["result"]
+
+    def event(self, kind: str, **wanted: Any) -> dict[str, Any]:
+        """The next event of that *kind*, and with what is *wanted* in it."""
+        while True:
+            for event in self.events:
+                if event["event"] == kind and wanted.items() <= event.items():
+                    self.events.remove(event)
+                    return event
+            self.events.append(self._said())
+
+    def _said(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        said: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return said
 
     def get(self, path: str = "status", headers: dict[str, str] | None = None) -> tuple[int, bytes]:
         """Plain HTTP; with no *headers* the right authorization."""
@@ -112,7 +141,11 @@ class EngineProcess:
         return self._ended()
 
     def _ended(self) -> int:
-        code = self.process.wait(timeout=30)
+        try:
+            code = self.process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()  # one that hangs would go on for ever
+            raise
         self._reader.join(timeout=30)
         for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
             assert pipe is not None
