@@ -17,6 +17,13 @@ from tests.helpers import live
 HAS_FUSE = os.access("/dev/fuse", os.R_OK | os.W_OK) or shutil.which("fusermount3") is not None
 
 
+def pytest_configure() -> None:
+    """An engine may write nothing but its workspaces; while it is measured, what was covered as well."""
+    if "COVERAGE_PROCESS_CONFIG" in os.environ:
+        where = os.path.abspath(os.environ.get("COVERAGE_FILE", ".coverage"))
+        os.environ.setdefault("WSFUSE_ENGINE_MAY_WRITE", os.path.dirname(where))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Without /dev/fuse the tests that mount cannot run. In CI that is a failure, not a skip."""
     if os.path.exists("/dev/fuse") and HAS_FUSE:

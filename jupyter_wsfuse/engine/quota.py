@@ -24,7 +24,7 @@ from ..protocol import messages as m
 from ..protocol.messages import Attr, Identity
 from . import syscalls
 from .blocks import BLOCK, SECTOR, Stopped, measure, missing
-from .context import Context, Payload, Result
+from .context import Context, Payload, Result, check_range
 from .handles import Handle
 from .links import real_path
 from .sandbox import Target
@@ -344,7 +344,8 @@ def _by_handle(
         try:
             handle = held.enter_context(context.handles.use(id))
             offset, length = span(handle)
-        except OSError:
+            check_range(offset, length, offset + length)
+        except OSError:  # it will fail, and say why
             return run()
         most = length + 2 * BLOCK if length else 0
         with quota.changing(handle.fd, most, lambda: missing(handle.fd, offset, length)):

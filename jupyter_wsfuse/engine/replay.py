@@ -33,6 +33,7 @@ import msgspec
 
 from ..errors import WsFuseError
 from ..protocol.messages import Identity
+from ..protocol.tickets import TokenClaims
 from .locks import Hold, Key
 
 _PREFIX: Final = struct.Struct("<II")
@@ -44,7 +45,8 @@ MAX_RECORD: Final = 4 << 20
 
 
 class Meta(msgspec.Struct, array_like=True, tag="session"):
-    """Whose record this is. ``boot``: the machine's boot id; a record of an earlier boot is worth nothing."""
+    """Whose record this is, and by what right. ``boot``: the machine's boot id; a record of an earlier boot is worth
+    nothing."""
 
     session: str
     tenant: str
@@ -53,6 +55,9 @@ class Meta(msgspec.Struct, array_like=True, tag="session"):
     links: str
     since: float
     boot: str
+    groups: tuple[str, ...] = ()
+    address: str = ""
+    token: TokenClaims | None = None
 
 
 class Intended(msgspec.Struct, array_like=True, tag="intent"):

@@ -33,8 +33,10 @@ from ..errors import LimitExceededError, RemoteProtocolError
 from ..protocol import codec
 from ..protocol.messages import SUBPROTOCOL
 from ..protocol.tickets import bearer
+from .hardening import Confinement, in_force
 from .session import Session
 from .sessions import Sessions
+from .tenantsfile import TenantsFile
 
 _LOG = logging.getLogger(__name__)
 
@@ -199,8 +201,17 @@ class ClientConnection(WSListener):
 class EngineServer:
     """Listens on 127.0.0.1 and hands connections to *sessions*."""
 
-    def __init__(self, sessions: Sessions, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        sessions: Sessions,
+        *,
+        confinement: Confinement | None = None,
+        tenants_file: TenantsFile | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.sessions = sessions
+        self._confinement = confinement
+        self._tenants_file = tenants_file
         self._clock = clock
         self._started = clock()
         self._authorization = f"Bearer {bearer(sessions.config.key, 'status')}".encode()
@@ -251,7 +262,13 @@ class EngineServer:
             "uptime": self._clock() - self._started,
             "stopping": self.sessions.stopping,
             "sessions": self.sessions.describe(),
-            "operations": self.sessions.profiler.snapshot(),
+            "operations": self.sessions.operations(),
+            "tenants": self.sessions.describe_tenants(),
+            "tenants_file": None if self._tenants_file is None else self._tenants_file.describe(),
+            "hardening": {
+                **in_force(),
+                "landlock": None if self._confinement is None else self._confinement.describe(),
+            },
         }
 
     def _request(self, request: WSUpgradeRequest) -> WSUpgradeResponseWithListener:

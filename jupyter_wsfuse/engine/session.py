@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from ..protocol.events import Event
 from ..protocol.serving import EngineSession
+from ..protocol.tickets import TokenClaims
 from .changes import Pending
 from .context import Context
 from .gates import Gate
+from .limiter import Held, Limiter
 from .locks import Waiting
+from .profiler import SessionProfile
 from .replay import ReplayLog
 from .tenants import Tenant
-
-if TYPE_CHECKING:
-    from .dispatcher import Job
+from .workspace import Workspace
 
 
 class Connection(Protocol):
@@ -34,10 +35,28 @@ class Session:
     """Plain state; the rules are in :mod:`.sessions` (life) and :mod:`.dispatcher` (requests)."""
 
     def __init__(
-        self, *, id: str, tenant: Tenant, principal: str, client: str, since: float, log: ReplayLog
+        self,
+        *,
+        id: str,
+        workspace: Workspace,
+        principal: str,
+        client: str,
+        since: float,
+        log: ReplayLog,
+        groups: tuple[str, ...] = (),
+        address: str = "",
+        token: TokenClaims | None = None,
     ) -> None:
         self.id = id
-        self.tenant = tenant
+        self.workspace = workspace
+        self.limiter = Limiter(workspace.tenant.session_limits, parent=workspace.limiter_for(token))
+        self.profile = SessionProfile()
+        self.groups = groups
+        #: What the client came with, if that was a scoped token.
+        self.token = token
+        self.token_expiry: asyncio.TimerHandle | None = None
+        #: Where the client is, as its HTTP server saw it; for the record.
+        self.address = address
         self.principal = principal
         self.client = client
         self.since = since
@@ -47,6 +66,8 @@ class Session:
         self.context: Context | None = None
         self.transport = ""
         self.read_only = True
+        #: The ticket lets it write, whatever the tenant's definition says just now.
+        self.may_write = False
         self.ended = False
         #: The first Welcome is still to say that this engine took the session over.
         self.recovered = False
@@ -57,8 +78,7 @@ class Session:
 
         self.todo: deque[Event] = deque()  # received and not looked at
         self.gates: dict[int, Gate] = {}
-        self.ready: deque[Job] = deque()  # may run as soon as the session's share of the workers allows
-        self.active = 0  # jobs at work
+        self.held: dict[int, Held] = {}  # requests and replies that a rate limit holds back
         self.waits: dict[int, Waiting] = {}  # SetLock requests without an answer
         self.unsent = 0  # bytes of replies queued since the last flush
         #: Handles that the client may not know of yet, by the request whose reply names them; and those it
@@ -69,6 +89,25 @@ class Session:
         self.revivable: dict[int, Any] = {}
         self.pending = Pending()
         self.requests = 0
+
+    @property
+    def tenant(self) -> Tenant:
+        return self.workspace.tenant
+
+    @property
+    def token_id(self) -> str:
+        return "" if self.token is None else self.token.id
+
+    def who(self) -> dict[str, Any]:
+        """Whose session this is, for events. The id is cut: the whole of it is the client's secret."""
+        return {
+            "tenant": self.tenant.name,
+            "principal": self.principal,
+            "client": self.client,
+            "address": self.address,
+            "session": self.id[:16],
+            "token": self.token_id,
+        }
 
     @property
     def paused(self) -> bool:
@@ -87,4 +126,8 @@ class Session:
             "since": self.since,
             "tenant": self.tenant.name,
             "read_only": self.read_only,
+            "principal": self.principal,
+            "address": self.address,
+            "token": self.token_id,
+            "limits": self.limiter.describe(),
         }

@@ -1,8 +1,8 @@
-"""The sessions of one engine: how they begin, go on after a disconnect or the engine's death, and end.
+"""The sessions of one engine: how they go on after a disconnect or the engine's death, and how they end.
 
-A session belongs to the tenant of the ticket that began it, and is named by 128 random bits. It
+A session belongs to the tenant of the ticket that began it (:mod:`.admission`), and is named by 128 random bits. It
 outlives its connection by the grace period; a newer connection for it replaces an older one. What else has to
-be one for all sessions lives here as well: the worker threads, the lock table, and the end of a loop turn,
+be one for all sessions lives here as well: the workspaces, the worker threads, and the end of a loop turn,
 when everything queued is sent (:meth:`Sessions.flush`).
 """
 
@@ -11,61 +11,48 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
 import time
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from ..busypoll import BusyPoll
 from ..errors import RefusedError, RemoteProtocolError, errno_name, errno_of
 from ..protocol import codec
-from ..protocol.messages import (
-    PROTOCOL_VERSION,
-    REFUSALS,
-    Attr,
-    Hello,
-    Identity,
-    OpenReply,
-    Refused,
-    Welcome,
-)  # fmt: skip
-from ..protocol.serving import EngineSession, read_hello
-from ..protocol.tickets import Ticket, TicketVerifier
+from ..protocol.messages import Identity, OpenReply
+from ..protocol.serving import EngineSession
+from ..protocol.tickets import TicketVerifier
+from .admission import Admission
+from .auditpaths import describe
+from .auditstore import AuditStore
 from .config import Config
-from .context import Context
 from .dispatcher import Dispatcher
-from .handles import HandleTable
 from .locks import Hold, LockTable
 from .profiler import Profiler
-from .replay import Meta, ReplayLog, StateDir
-from .sandbox import Sandbox
+from .replay import ReplayLog, StateDir
 from .session import Connection, Session
 from .tenants import Tenant, Tenants
 from .workers import WorkerPool
+from .workspace import Emit, Reach, Workspace
 
 _LOG = logging.getLogger(__name__)
 
-LINKS: Final = frozenset({"keep", "contain", "follow"})
-#: Characters of what a client calls itself that are kept.
-CLIENT_TEXT: Final = 100
-
-
-class Caller(Connection, Protocol):
-    """A connection that has not been admitted yet."""
-
-    closed: bool
-
-    def admitted(self, session: Session) -> None: ...
-
-
-def _refusal(code: str) -> RefusedError:
-    return RefusedError(code, REFUSALS[code])
+#: Seconds after which a timer for a token's expiry is set anew: a loop's timers do not like years.
+_DAY: Final = 86400.0
+#: What the record calls the states of a session.
+_EVENTS: Final = {
+    "begun": "session-begin",
+    "resumed": "session-resume",
+    "recovered": "session-resume",
+    "ended": "session-end",
+}
 
 
 class Sessions:
     """See the module's text. Made on the running loop.
 
-    *epoch* tells this engine from its predecessors. Takes up what *state* has of a predecessor.
+    *epoch* tells this engine from its predecessors. Takes up what *state* has of a predecessor. *emit* is told what
+    others outside the engine want to know of; *reach* raises for a folder that the process cannot touch, and
+    *renew* has another engine started that can, if that may help; *clock* gives seconds since the epoch.
     """
 
     def __init__(
@@ -76,31 +63,62 @@ class Sessions:
         *,
         epoch: int,
         clock: Callable[[], float] = time.time,
+        audits: AuditStore | None = None,
+        emit: Emit = lambda event: None,
+        reach: Reach = lambda folder: None,
+        renew: Callable[[], bool] = lambda: False,
     ) -> None:
         self.config = config
         self.epoch = epoch
         self.stopping = False
-        self.profiler = Profiler()
-        self._clock = clock
-        self._tenants = tenants
-        self._state = state
-        self._verifier = TicketVerifier(config.key, config.audience, clock)
+        self.tenants = tenants
+        self.state = state
+        self.clock = clock
+        self._audits = audits
+        self._emit = emit
+        self._reach = reach
+        self.renew = renew
+        self._private = [os.fsencode(path) for path in config.private]
+        self._revoked = set(config.revoked)
         self._loop = asyncio.get_running_loop()
         self._sessions: dict[str, Session] = {}
-        self._of_tenant: dict[str, dict[str, Session]] = {}
-        self._admitting = 0
-        self._sandboxes: dict[str, Sandbox] = {}
+        self._workspaces: dict[str, Workspace] = {}
         self._dirty: dict[Session, None] = {}
         self._flush_scheduled = False
         self.pool = WorkerPool(config.workers, self.flush)
         self.poll = BusyPoll(self._loop, config.busy_poll)
-        self.locks = LockTable(changed=self._lock_changed, offload=self.pool.submit)
         self.dispatcher = Dispatcher(
-            self.pool, self.locks, self.profiler,
-            mark=self.mark, flush=self._flush_one, ended=self._bye, told=self._changed,
+            self.pool,
+            mark=self.mark, flush=self._flush_one, ended=self._bye, told=self._changed, describe=describe,
         )  # fmt: skip
+        verifier = TicketVerifier(config.key, config.audience, clock)
+        self._admission = Admission(self, verifier, self._revoked)
+        self.greet = self._admission.greet
         self._take_up(state.recover(config.grace))
         self._beat()
+
+    def workspace(self, tenant: Tenant) -> Workspace:
+        """The running state of *tenant*."""
+        workspace = self._workspaces.get(tenant.name)
+        if workspace is None:
+            workspace = self._workspaces[tenant.name] = Workspace(
+                tenant,
+                locks=LockTable(changed=self._lock_changed, offload=self.dispatcher.offload(tenant.name)),
+                profiler=Profiler(self.config.slow_operation),
+                audits=self._audits,
+                emit=self._emit,
+                reach=self._reach,
+                private=self._private,
+            )
+        return workspace
+
+    def assign(self, principal: str, groups: list[str], tenant: str) -> str:
+        """The name of the tenant that the identity belongs to, *tenant* if it may have that one. Raises
+        :class:`RefusedError`."""
+        return self.tenants.assign(principal, groups, tenant).name
+
+    def find(self, id: str) -> Session | None:
+        return self._sessions.get(id)
 
     def __len__(self) -> int:
         """How many sessions there are, those without connection included."""
@@ -110,20 +128,31 @@ class Sessions:
         """All sessions, for the status page."""
         return [session.describe() for session in self._sessions.values()]
 
+    def describe_tenants(self) -> dict[str, dict[str, Any]]:
+        """All tenants that were used, for the status page."""
+        return {name: workspace.describe() for name, workspace in sorted(self._workspaces.items())}
+
+    def operations(self) -> dict[str, dict[str, Any]]:
+        """The profile over all tenants."""
+        everyone = Profiler()
+        for workspace in self._workspaces.values():
+            everyone.merge(workspace.profiler)
+        return everyone.snapshot()
+
     # --- what a dead predecessor left -----------------------------------------------------------------------
 
     def _take_up(self, logs: list[ReplayLog]) -> None:
         for log in logs:
             meta = log.meta
             try:
-                tenant = self._tenants.get(meta.tenant)
+                tenant = self.tenants.assign(meta.principal, meta.groups, meta.tenant)
             except RefusedError:
                 log.remove()
                 continue
-            session = Session(
-                id=meta.session, tenant=tenant, principal=meta.principal, client=meta.client,
-                since=meta.since, log=log,
-            )  # fmt: skip
+            if meta.token is not None and not self._revoked.isdisjoint(meta.token.family):
+                log.remove()
+                continue
+            session = self.begin(self.workspace(tenant), log)
             remembered = {}
             for seq, frame in log.replies.items():
                 reply = codec.client_decoder.decode(frame)[0][0]
@@ -131,11 +160,11 @@ class Sessions:
                     session.revivable[seq] = reply
                 else:
                     remembered[seq] = frame
-            session.proto = self._proto(session.id, remembered)
+            session.proto = self._proto(session, remembered)
             session.recovered = session.may_reclaim = True
-            self.locks.expect(log.holds)
-            self._enter(session)
-            self._start_grace(session)
+            session.workspace.locks.expect(log.holds)
+            self.watch_token(session)
+            self.start_grace(session)
         if logs:
             _LOG.info("took up %d sessions of an engine that died", len(self._sessions))
             self._loop.call_later(self.config.grace, self._end_reclaim)
@@ -143,182 +172,47 @@ class Sessions:
     def _end_reclaim(self) -> None:
         for session in self._sessions.values():
             session.may_reclaim = False
-        self.locks.end_reclaim()
+        for workspace in self._workspaces.values():
+            workspace.locks.end_reclaim()
 
     def _beat(self) -> None:
-        self._state.alive()
+        self.state.alive()
         self._heartbeat = self._loop.call_later(self.config.grace / 4, self._beat)
 
     # --- beginning ------------------------------------------------------------------------------------------
 
-    def _proto(self, id: str, remembered: dict[int, bytes] | None = None) -> EngineSession:
-        config = self.config
+    def begin(self, workspace: Workspace, log: ReplayLog) -> Session:
+        """A new session, as *log* has it."""
+        meta = log.meta
+        session = Session(
+            id=meta.session, workspace=workspace, principal=meta.principal, client=meta.client,
+            since=meta.since, log=log, groups=meta.groups, address=meta.address, token=meta.token,
+        )  # fmt: skip
+        session.proto = self._proto(session)
+        self._sessions[session.id] = session
+        workspace.sessions[session.id] = session
+        self.dispatcher.entered(session)
+        return session
+
+    def _proto(self, session: Session, remembered: dict[int, bytes] | None = None) -> EngineSession:
         return EngineSession(
-            id,
-            window=config.window,
-            window_bytes=config.window_bytes,
+            session.id,
+            window=self.window(session.tenant),
+            window_bytes=self.config.window_bytes,
             remembered=remembered,
             room=codec.HEADROOM,
         )
 
-    def _enter(self, session: Session) -> None:
-        self._sessions[session.id] = session
-        self._of_tenant.setdefault(session.tenant.name, {})[session.id] = session
+    def window(self, tenant: Tenant) -> int:
+        """Requests that a session of *tenant* may have unanswered."""
+        return min(self.config.window, tenant.session_limits.in_flight or self.config.window)
 
-    def greet(self, caller: Caller, data: codec.Buffer) -> None:
-        """The first message of a connection: admit it or refuse it, perhaps later.
-
-        Raises :class:`RemoteProtocolError` if it is no Hello.
-        """
-        hello = read_hello(data)
-        if hello.links not in LINKS:
-            raise RemoteProtocolError("a Hello that names no way to treat links")
-        try:
-            ticket = self._verifier.redeem(hello.ticket)
-            tenant = self._tenants.get(ticket.tenant)
-            session = self._sought(hello, ticket, tenant)
-        except RefusedError as exc:
-            self._refuse(caller, hello, exc)
-            return
-        if session is None:
-            self._admitting += 1
-            closing: list[int] = []
-        else:
-            # From here on the old connection has nothing to say any more.
-            self.disconnected(session, session.connection, "another connection took the session over")
-            closing = [] if hello.handles is None else list(session.known.difference(hello.handles))
-            for handle in closing:
-                self.locks.close_handle(session.id, handle)
-                session.known.discard(handle)
-            self._stop_grace(session)
-
-        def prepare() -> tuple[Sandbox, Attr, ReplayLog | None] | OSError:
-            try:
-                sandbox = self._sandboxes.get(tenant.name)
-                if sandbox is None or not sandbox.stat(sandbox.root_fd).nlink:  # that folder was removed
-                    sandbox = Sandbox(tenant.root, follow_roots=tenant.follow_roots)
-                root = sandbox.stat(sandbox.root_fd)
-                if session is None:
-                    return sandbox, root, self._new_log(hello, ticket)
-                if session.context is not None:
-                    for handle in closing:
-                        session.context.handles.close(handle)
-                return sandbox, root, None
-            except OSError as exc:
-                return exc
-
-        def prepared(result: tuple[Sandbox, Attr, ReplayLog | None] | OSError) -> None:
-            if session is None:
-                self._admitting -= 1
-            if isinstance(result, OSError):
-                _LOG.error("tenant %r: the workspace cannot be served: %s", tenant.name, result)
-                if session is not None:
-                    self._start_grace(session)
-                self._refuse(caller, hello, _refusal("workspace"))
-            else:
-                self._admit(caller, hello, ticket, tenant, session, *result)
-
-        self.pool.submit(prepare, prepared)
-
-    def _sought(self, hello: Hello, ticket: Ticket, tenant: Tenant) -> Session | None:
-        """The session that *hello* asks for, None if it has to be a new one. Raises :class:`RefusedError`."""
-        if PROTOCOL_VERSION not in hello.versions:
-            raise _refusal("version")
-        if self.stopping:
-            raise _refusal("stopping")
-        if "read" not in ticket.rights:
-            raise RefusedError("workspace", "the ticket gives no right to read the workspace")
-        session = self._sessions.get(hello.session)
-        if session is None:
-            if len(self._sessions) + self._admitting >= self.config.max_sessions:
-                raise _refusal("busy")
-        elif session.tenant.name != tenant.name or session.principal != ticket.principal:
-            raise _refusal("session-foreign")
-        return session
-
-    def _refuse(self, caller: Caller, hello: Hello, error: RefusedError) -> None:
-        _LOG.warning("refused %r: %s (%s)", hello.client[:CLIENT_TEXT], error.code, error)
-        if not caller.closed:
-            encoder = codec.Encoder(codec.HEADROOM)
-            encoder.add(Refused(error.code, str(error)))
-            caller.send(encoder.take())
-            caller.close(1008, error.code)
-
-    def _new_log(self, hello: Hello, ticket: Ticket) -> ReplayLog:
-        id = secrets.token_hex(16)
-        return self._state.create(
-            Meta(
-                session=id, tenant=ticket.tenant, principal=ticket.principal, client=hello.client[:CLIENT_TEXT],
-                links=hello.links, since=self._clock(), boot=self._state.boot,
-            )
-        )  # fmt: skip
-
-    def _admit(
-        self,
-        caller: Caller,
-        hello: Hello,
-        ticket: Ticket,
-        tenant: Tenant,
-        session: Session | None,
-        sandbox: Sandbox,
-        root: Attr,
-        log: ReplayLog | None,
-    ) -> None:
-        self._sandboxes[tenant.name] = sandbox
-        resumed = session is not None and not session.ended
-        if session is None or session.ended:  # the latter: its grace ended while we looked at the disk
-            if log is None:
-                log = self._new_log(hello, ticket)
-            meta = log.meta
-            session = Session(
-                id=meta.session, tenant=tenant, principal=meta.principal, client=meta.client,
-                since=meta.since, log=log,
-            )  # fmt: skip
-            session.proto = self._proto(session.id)
-            self._enter(session)
-        if caller.closed:
-            if resumed:
-                self._start_grace(session)
-            else:
-                self.end(session)  # nobody knows of it
-            return
-        self.disconnected(session, session.connection, "another connection took the session over")
-        self._stop_grace(session)
-        raw_owner = tenant.raw_owner and os.geteuid() == 0
-        if session.context is None:
-            handles = HandleTable(self.config.max_handles)
-            session.context = Context(sandbox.with_links(hello.links), handles, raw_owner)
-        else:
-            session.context.sandbox = session.context.sandbox.with_links(hello.links)
-        session.client = hello.client[:CLIENT_TEXT]
-        session.transport = hello.transport[:CLIENT_TEXT]
-        session.read_only = tenant.read_only or "write" not in ticket.rights
-        session.connection = caller
-        recovered, session.recovered = session.recovered and resumed, False
-        welcome = Welcome(
-            version=PROTOCOL_VERSION,
-            session=session.id,
-            epoch=self.epoch,
-            resumed=resumed and not recovered,
-            recovered=recovered,
-            window=self.config.window,
-            window_bytes=self.config.window_bytes,
-            max_payload=codec.DEFAULT_MAX_PAYLOAD,
-            tenant=tenant.name,
-            root=root,
-            uid=os.geteuid(),
-            gid=os.getegid(),
-            read_only=session.read_only,
-            raw_owner=raw_owner,
-            grace=self.config.grace,
-        )
-        session.proto.attach(welcome)
-        caller.admitted(session)
-        kind = "recovered" if recovered else "resumed" if resumed else "new"
-        _LOG.info(
-            "session %s of %r is connected (%s, %s)", session.id[:8], session.client, kind, session.transport
-        )
-        self.mark(session)
+    def tell(self, session: Session, state: str, why: str = "") -> None:
+        """*session* has "begun", is "resumed" or "recovered", or has "ended": for the record and for those who
+        watch."""
+        details = {"transport": session.transport} if state in ("begun", "resumed", "recovered") else {}
+        session.workspace.audit.event(_EVENTS[state], session, message=why, **details)
+        self._emit({**session.who(), "event": "session", "state": state})
 
     # --- while it lasts -------------------------------------------------------------------------------------
 
@@ -328,7 +222,7 @@ class Sessions:
         try:
             events = session.proto.receive(data)
         except RemoteProtocolError:
-            self.end(session)
+            self.end(session, "it broke the protocol")
             raise
         self.dispatcher.receive(session, events)
 
@@ -340,42 +234,46 @@ class Sessions:
         session.proto.detach()
         if reason:
             connection.close(1000, reason)
-        self._start_grace(session)
+        self.start_grace(session)
         self.dispatcher.pump(session)  # a client that is away cannot be slow
 
-    def _start_grace(self, session: Session) -> None:
-        self._stop_grace(session)
+    def start_grace(self, session: Session) -> None:
+        self.stop_grace(session)
         if not session.ended:
             session.grace = self._loop.call_later(self.config.grace, self._expired, session)
 
-    def _stop_grace(self, session: Session) -> None:
+    def stop_grace(self, session: Session) -> None:
         if session.grace is not None:
             session.grace.cancel()
             session.grace = None
 
     def _expired(self, session: Session) -> None:
         _LOG.info("session %s of %r did not come back and ends", session.id[:8], session.client)
-        self.end(session)
+        self.end(session, "it did not come back")
 
     def _bye(self, session: Session) -> None:
         _LOG.info("session %s of %r said goodbye", session.id[:8], session.client)
-        connection = session.connection
-        self.end(session)
-        if connection is not None:
-            connection.close(1000, "")
+        self.end(session, "it said goodbye", 1000)
 
-    def end(self, session: Session) -> None:
-        """Nothing of *session* remains: locks released, handles closed, record removed."""
+    def end(self, session: Session, why: str, code: int = 0) -> None:
+        """Nothing of *session* remains: locks released, handles closed, record removed.
+
+        With *code*, its connection is closed with that, and *why* as the reason.
+        """
+        connection, session.connection = session.connection, None
+        if connection is not None and code:
+            connection.close(code, "" if code == 1000 else why)
         session.ended = True
-        session.connection = None
-        self._stop_grace(session)
+        self.stop_grace(session)
+        if session.token_expiry is not None:
+            session.token_expiry.cancel()
         session.proto.close()
-        session.todo.clear()
-        session.ready.clear()
         self._dirty.pop(session, None)
         del self._sessions[session.id]
-        del self._of_tenant[session.tenant.name][session.id]
-        self.locks.end_session(session.id)
+        self.dispatcher.left(session)
+        session.workspace.left(session)
+        session.workspace.locks.end_session(session.id)
+        self.tell(session, "ended", why)
 
         def close() -> None:
             session.log.remove()
@@ -383,6 +281,67 @@ class Sessions:
                 session.context.handles.close_all()
 
         self.pool.submit(close, lambda _: None)
+
+    # --- tokens and tenants change --------------------------------------------------------------------------
+
+    def watch_token(self, session: Session) -> None:
+        """*session* ends when its token expires."""
+        if session.token_expiry is not None:
+            session.token_expiry.cancel()
+            session.token_expiry = None
+        if session.token is not None:
+            left = session.token.expires - self.clock()
+            session.token_expiry = self._loop.call_later(
+                min(max(left, 0), _DAY), self._token_due, session, session.token.expires
+            )
+
+    def _token_due(self, session: Session, expires: float) -> None:
+        if self.clock() < expires:
+            self.watch_token(session)
+        else:
+            self._cut_off(session, "its token has expired")
+
+    def revoke(self, token: str) -> dict[str, int]:
+        """The scoped token of that id, and those made with it, are good for nothing from now on.
+
+        Ends their sessions, and returns how many those were.
+        """
+        self._revoked.add(token)
+        found = [s for s in self._sessions.values() if s.token is not None and token in s.token.family]
+        for session in found:
+            self._cut_off(session, "its token was revoked")
+        return {"sessions": len(found)}
+
+    def redefine(self, tenants: Tenants) -> None:
+        """The definitions of tenants have changed. Sessions go on, except those that have lost their workspace."""
+        self.tenants = tenants
+        for name, workspace in list(self._workspaces.items()):
+            changed: Tenant | None = None
+            for session in list(workspace.sessions.values()):
+                try:
+                    tenant = tenants.assign(session.principal, session.groups, name)
+                    if (
+                        tenant.root != workspace.tenant.root
+                        or tenant.follow_roots != workspace.tenant.follow_roots
+                    ):
+                        raise RefusedError("workspace", "the workspace is another one now")
+                except RefusedError as exc:
+                    self._cut_off(session, str(exc))
+                else:
+                    changed = tenant
+                    session.read_only = tenant.read_only or not session.may_write
+            if changed is not None:
+                workspace.audit.event("reload")
+                workspace.redefine(changed)
+                for session in workspace.sessions.values():
+                    self.mark(session)
+            else:  # nobody is left in it; whoever comes next finds the new one
+                del self._workspaces[name]
+                self.pool.submit(workspace.close, lambda _: None)
+
+    def _cut_off(self, session: Session, why: str) -> None:
+        _LOG.warning("session %s of %r is ended: %s", session.id[:8], session.client, why)
+        self.end(session, why, 1008)
 
     def _lock_changed(self, hold: Hold, held: bool) -> None:
         session = self._sessions.get(hold.key.session)
@@ -396,13 +355,15 @@ class Sessions:
     # --- the end of a loop turn -----------------------------------------------------------------------------
 
     def _changed(self, origin: Session, places: list[tuple[Identity, bytes | None]] | None) -> None:
-        for session in self._of_tenant[origin.tenant.name].values():
-            if session is not origin:
-                if places is None:
-                    session.pending.everything("another client changed something")
-                else:
-                    session.pending.add(places)
-                self._dirty[session] = None
+        for session in origin.workspace.sessions.values():
+            if session is origin:
+                continue
+            # What a session may not see the names of, it must not be told the names of either.
+            if places is None or (session.context is not None and session.context.policy.hides):
+                session.pending.everything("another client changed something")
+            else:
+                session.pending.add(places)
+            self._dirty[session] = None
 
     def mark(self, session: Session) -> None:
         """Something was queued for *session*: it is sent at the end of this turn of the loop."""
@@ -459,7 +420,9 @@ class Sessions:
         self.flush()
         for session in self._sessions.values():
             session.log.close()
+        for workspace in self._workspaces.values():
+            workspace.close()
         self.pool.stop(0.1)
         self._heartbeat.cancel()
-        self._state.alive()
-        self._state.close()
+        self.state.alive()
+        self.state.close()

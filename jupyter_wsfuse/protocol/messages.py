@@ -28,6 +28,7 @@ REFUSALS: Final[dict[str, str]] = {
     "ticket-expired": "the ticket has expired; ask the server for a new one",
     "ticket-replayed": "the ticket was used before; ask the server for a new one",
     "ticket-foreign": "the ticket was issued for another engine",
+    "token-revoked": "the token was revoked; ask whoever made it for another one",
     "session-foreign": "the session belongs to somebody else",
     "version": "no common protocol version; update the older side",
     "busy": "the server has reached its number of sessions; try again later",
@@ -521,6 +522,10 @@ class Reopen(Request, tag=52):
     locks: list[Lock] = []
 
 
+class Stats(Request, tag=53):
+    """What the requests of this session have cost the engine so far."""
+
+
 # --- replies ---------------------------------------------------------------------------------------
 
 
@@ -605,6 +610,14 @@ class LockReply(Reply, tag=92):
     attr: Attr | None = None
 
 
+class StatsReply(Reply, tag=93):
+    """By the name of the request: how many were answered, how many of them with an error, and in nanoseconds the
+    time from arrival to reply, of it that at work on the files, and that held back by a rate limit; last the bytes
+    of file data moved. Counted from the session's beginning or the engine's, whichever was later."""
+
+    operations: dict[str, list[int]]
+
+
 #: Every request, and the reply to it when it succeeds.
 REQUESTS: Final[dict[type[Request], type[Reply]]] = {
     Lookup: AttrReply,
@@ -640,11 +653,12 @@ REQUESTS: Final[dict[type[Request], type[Reply]]] = {
     GetLock: LockReply,
     SetLock: LockReply,
     Reopen: OpenReply,
+    Stats: StatsReply,
 }
 
 REPLIES: Final[tuple[type[Reply], ...]] = (
     Error, Done, AttrReply, LinkReply, OpenReply, DirReply, DataReply, CountReply, RemovedReply,
-    StatFsReply, ValueReply, NamesReply, LockReply,
+    StatFsReply, ValueReply, NamesReply, LockReply, StatsReply,
 )  # fmt: skip
 
 #: What the session itself says, in either direction.

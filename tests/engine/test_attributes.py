@@ -291,8 +291,9 @@ class TestXattr:
             ws.run(m.SetXattr(1, ref, b"user.a", b"2", os.XATTR_CREATE))
         ws.run(m.SetXattr(1, ref, b"user.a", b"2", os.XATTR_REPLACE))
         assert self.get(ws, b"file", b"user.a") == b"2"
-        with fails(errno.EINVAL):
-            ws.run(m.SetXattr(1, ref, b"user.a", b"2", 4))
+        for flags in (3, 4, -1, 1 << 31, 1 << 63):
+            with fails(errno.EINVAL):
+                ws.run(m.SetXattr(1, ref, b"user.a", b"2", flags))
 
     @pytest.mark.parametrize(
         "name",

@@ -12,56 +12,24 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from picows import WSMsgType
 
+from jupyter_wsfuse.engine.hardening import MIN_ABI, landlock_abi
 from jupyter_wsfuse.protocol import codec
 from jupyter_wsfuse.protocol import messages as m
 from jupyter_wsfuse.protocol.messages import Hello, Lock, Ref
+from tests.engine.conftest import Join, Start
 from tests.helpers.engineproc import EngineProcess
 from tests.helpers.rawclient import Listener, RawClient, Refused, connect, disconnect_all
 from tests.helpers.waiting import eventually_async
+from tests.helpers.workspace import needs_root
 
 LAST = 2**63 - 1
-Start = Callable[..., EngineProcess]
-Join = Callable[..., Awaitable[RawClient]]
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """A function that starts an engine on ``tmp_path / "root"``; all are stopped in the end."""
-    (tmp_path / "root").mkdir(exist_ok=True)
-    engines: list[EngineProcess] = []
-
-    def make(**options: Any) -> EngineProcess:
-        engine = EngineProcess(tmp_path / "root", tmp_path / "state", **options)
-        engines.append(engine)
-        return engine
-
-    yield make
-    for engine in engines:
-        if engine.process.poll() is None:
-            assert engine.stop() == 0
-            assert "Traceback" not in engine.log, engine.log
-            assert " ERROR " not in engine.log, engine.log
-
-
-@pytest.fixture
-def join() -> Join:
-    """A function that connects a new client to an engine."""
-    clients: list[RawClient] = []
-
-    async def make(engine: EngineProcess, ticket: str = "", **hello: Any) -> RawClient:
-        client = RawClient(client=f"client{len(clients)}")
-        clients.append(client)
-        await client.open(engine.url, ticket or engine.ticket(), **hello)
-        return client
-
-    return make
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +57,7 @@ def flock(kind: str) -> Lock:
 # --- the process
 
 
+@needs_root  # nobody else may look into it
 def test_it_settles_what_it_inherited(start: Start, tmp_path: Path) -> None:
     with open(tmp_path / "inherited", "w") as file:
         os.set_inheritable(file.fileno(), True)
@@ -213,7 +182,7 @@ async def test_tickets_that_are_refused(start: Start) -> None:
 
 
 async def test_a_workspace_that_is_not_there(start: Start, tmp_path: Path) -> None:
-    engine = start(tenants={"default": {"root": str(tmp_path / "missing")}})
+    engine = start(tenants={"default": {"root": str(tmp_path / "missing")}}, landlock=False)
     assert await refusal(engine, engine.ticket()) == "workspace"
     (tmp_path / "missing").mkdir()
     await RawClient().open(engine.url, engine.ticket())
@@ -222,7 +191,7 @@ async def test_a_workspace_that_is_not_there(start: Start, tmp_path: Path) -> No
 
 
 async def test_a_root_that_was_made_anew_is_served(start: Start, join: Join) -> None:
-    engine = start()
+    engine = start(landlock=False)
     before = (await join(engine)).welcome.root
     engine.root.rmdir()
     engine.root.mkdir()
@@ -230,6 +199,28 @@ async def test_a_root_that_was_made_anew_is_served(start: Start, join: Join) -> 
     client = await join(engine)
     assert client.welcome.root.identity != before.identity
     await client.call(m.Lookup, root_of(client), b"f")
+
+
+@pytest.mark.skipif(landlock_abi() < MIN_ABI, reason="needs a kernel with Landlock")
+async def test_a_confined_engine_serves_what_was_there_when_it_started(start: Start, tmp_path: Path) -> None:
+    """A folder that appears later, or takes the place of one, is out of its reach: it says so, and another engine
+    can."""
+    roots = {name: tmp_path / name for name in ("later", "anew")}
+    roots["anew"].mkdir()
+    tenants = {name: {"root": str(root)} for name, root in roots.items()}
+    engine = start(tenants=tenants)
+    await RawClient().open(engine.url, engine.ticket(tenant="anew"))
+    roots["anew"].rmdir()
+    for name, root in roots.items():
+        root.mkdir()
+        assert await refusal(engine, engine.ticket(tenant=name)) == "workspace"
+    assert engine.status()["hardening"]["landlock"]["active"] is True
+    assert engine.stop() == 0
+    assert engine.log.count("start the engine anew") == 2
+    engine.start()
+    for name in roots:
+        await RawClient().open(engine.url, engine.ticket(tenant=name))
+    engine.log = ""
 
 
 async def test_no_common_version(start: Start) -> None:

@@ -246,6 +246,11 @@ class TestMaking:
             with fails(errno.EINVAL):
                 ws.run(m.MkNod(1, ROOT, b"null", kind | 0o666))
 
+    def test_modes_that_are_no_modes(self, ws: Workspace) -> None:
+        with fails(errno.EINVAL):
+            ws.run(m.MkNod(1, ROOT, b"node", -1))
+        assert ws.run(m.MkNod(1, ROOT, b"node", 1 << 40 | 0o640)).attr.mode == stat.S_IFREG | 0o640
+
     def test_names_are_checked(self, ws: Workspace) -> None:
         for name, number in ((b"..", errno.EACCES), (b"a/b", errno.EINVAL), (b"a\0", errno.EINVAL)):
             for request in (

@@ -29,8 +29,8 @@ def ws(tmp_path: Path) -> Iterator[Workspace]:
     workspace.close()
 
 
-def test_every_request_but_locks_is_here() -> None:
-    assert set(m.REQUESTS) - set(OPERATIONS) == {m.GetLock, m.SetLock}
+def test_every_request_about_files_is_here() -> None:
+    assert set(m.REQUESTS) - set(OPERATIONS) == {m.GetLock, m.SetLock, m.Stats}
     assert set(OPERATIONS) <= set(m.REQUESTS)
 
 

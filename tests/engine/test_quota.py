@@ -177,6 +177,32 @@ def test_errors_are_the_operations_own(workspace: Accounted) -> None:
     assert workspace.right()
 
 
+def test_ranges_that_are_none_are_the_operations_to_refuse(workspace: Accounted) -> None:
+    """And promise no room: nothing is reckoned with a number that the kernel could not be given."""
+    handle = workspace.create(b"ranges")
+    for offset, length in (
+        (-1, 2**63 - 1),
+        (2**63, 1),
+        (0, -(2**63)),
+        (2**63 - 1, 2**63 - 1),
+        (2**64 - 1, 5),
+    ):
+        for request in (
+            m.Fallocate(1, handle, 0, offset, length),
+            m.CopyRange(1, handle, offset, handle, 0, length),
+            m.CopyRange(1, handle, 0, handle, offset, length),
+        ):
+            try:
+                workspace.run(request)
+            except OSError as exc:
+                error = exc.errno
+            else:
+                error = 0  # copying nothing from behind the end of a file is no error
+            assert error in (0, errno.EINVAL, errno.EFBIG, errno.EOVERFLOW), request
+    assert not workspace.quota._reserved
+    assert workspace.right()
+
+
 # --- files without a name
 
 

@@ -166,7 +166,7 @@ async def test_an_unexpected_exception_is_eio_and_logged_once(
         assert (reply.errno, reply.message) == ("EIO", os.strerror(errno.EIO))
     [record] = errors
     assert record.exc_info is not None
-    assert engine.sessions.profiler.snapshot()["GetAttr"]["errors"] == 3
+    assert engine.sessions.operations()["GetAttr"]["errors"] == 3
 
 
 async def test_an_answer_that_the_protocol_does_not_allow(
@@ -340,10 +340,10 @@ async def test_a_claim_of_a_session_that_ends_meanwhile(engine: Engine, plans: A
     held = Held(plans, m.Reopen)
     peer.say(m.Reopen(9, Ref(b"f"), made.handle + 1, os.O_RDWR, locks=[LOCK]))
     await eventually_async(held.began.is_set)
-    engine.sessions.end(session)
+    engine.sessions.end(session, "the test says so")
     held.go.set()
     await engine.sessions.pool.drained()
-    assert engine.sessions.locks.holds(session.id) == []
+    assert session.workspace.locks.holds(session.id) == []
 
 
 async def test_a_connection_that_is_gone_before_it_is_admitted(engine: Engine) -> None:
@@ -375,7 +375,7 @@ async def test_a_session_that_ends_while_another_connection_asks_for_it(engine: 
     assert session is not None
     second = Peer(engine)
     second.greet(session=session.id)
-    engine.sessions.end(session)
+    engine.sessions.end(session, "the test says so")
     welcome = await second.next(m.Welcome)
     assert not welcome.resumed
     assert welcome.session != session.id
@@ -411,8 +411,8 @@ async def test_a_lock_step_that_comes_after_the_end_of_its_session(engine: Engin
     await peer.ask(m.SetLock, made.handle, LOCK)
     session = peer.session
     assert session is not None
-    engine.sessions.end(session)  # releases the lock when nobody can be told any more
-    assert engine.sessions.locks.holds(session.id) == []
+    engine.sessions.end(session, "the test says so")  # releases the lock when nobody can be told any more
+    assert session.workspace.locks.holds(session.id) == []
 
 
 # --- the server around them
