@@ -114,13 +114,19 @@ def _wsfuse(*arguments: object) -> list[str]:
 
 
 @contextlib.contextmanager
-def wsfuse_server(source: Path, workdir: Path) -> Iterator[tuple[str, Path]]:
-    """``wsfuse serve`` on *source*: (URL, token file)."""
+def wsfuse_server(source: Path, workdir: Path, config: str = "") -> Iterator[tuple[str, Path]]:
+    """``wsfuse serve`` on *source*: (URL, token file). *config*: the text of its ``jupyter_server_config.py``."""
     workdir.mkdir(mode=0o700, exist_ok=True)
     port, token = free_port(), workdir / "token"
+    (workdir / "jupyter_server_config.py").write_text(config)
+    environ = {**os.environ, "JUPYTER_CONFIG_DIR": str(workdir), "JUPYTER_DATA_DIR": str(workdir / "data")}
     with (workdir / "server.log").open("w") as log:
         process = subprocess.Popen(
-            _wsfuse("serve", source, "--port", port, "--token-file", token), text=True, stdout=log, stderr=log
+            _wsfuse("serve", source, "--port", port, "--token-file", token),
+            text=True,
+            stdout=log,
+            stderr=log,
+            env=environ,
         )
     try:
         wait_until(lambda: token.exists() and answers(port), "wsfuse serve", process)
