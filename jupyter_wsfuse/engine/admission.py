@@ -113,7 +113,8 @@ class Admission:
         workspace, token = self._entitled(ticket), ticket.token
         session = sessions.find(hello.session)
         if session is None:
-            if len(sessions) + self._admitting >= sessions.config.max_sessions or workspace.crowded(token):
+            workspace.check_room(token)
+            if not sessions.make_room(workspace, self._admitting):
                 raise _refusal("busy")
         elif (
             session.workspace is not workspace

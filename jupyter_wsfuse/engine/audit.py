@@ -72,9 +72,9 @@ class Subject(Protocol):
     def token_id(self) -> str: ...
 
 
-#: time (ns), session, its address and token, request type, handle, paths, error, rule, bytes, duration (ns)
+#: time (ns), session, its address and token, request type, handle, paths, error, rule, bytes, duration (ns), details
 _Record = tuple[
-    int, Subject, str, str, type[Request], int, Paths, Error | None, str, int, int
+    int, Subject, str, str, type[Request], int, Paths, Error | None, str, int, int, bytes
 ]  # fmt: skip
 
 
@@ -85,6 +85,29 @@ def is_denied(error: Error | None, rule: str) -> bool:
 
 def _writes(flags: int) -> bool:
     return flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
+
+
+def _set(request: m.SetAttr) -> bytes:
+    """What is set, as members of a JSON object."""
+    found = []
+    if request.mode is not None:
+        found.append(b'"mode":"%04o"' % (request.mode & 0o7777))
+    for name in ("uid", "gid", "size"):
+        value = getattr(request, name)
+        if value is not None:
+            found.append(b'"%b":%d' % (name.encode(), value))
+    if request.atime is not None or request.mtime is not None:
+        found.append(b'"times":true')
+    return b",".join(found)
+
+
+def _details(kind: type[Request], request: Any) -> bytes:
+    """What the name of the operation leaves open, as members of a JSON object; ``b""`` for most."""
+    if kind is m.SetAttr:
+        return _set(request)
+    if (kind is m.Open or kind is m.Create) and request.flags & os.O_TRUNC:
+        return b'"truncate":true'
+    return b""
 
 
 def _text(name: bytes) -> bytes:
@@ -196,6 +219,7 @@ class TenantAudit:
                 rule,
                 size,
                 total_ns,
+                _details(kind, request),
             )
         )
 
@@ -427,7 +451,7 @@ class TenantAudit:
             if isinstance(record, Entry):
                 lines.append(record)
                 continue
-            ns, session, address, token, kind, handle, paths, error, rule, size, total_ns = record
+            ns, session, address, token, kind, handle, paths, error, rule, size, total_ns, details = record
             if handle and error is None:
                 group = merged.setdefault(session.id, {})
                 several = group.get((kind, handle))
@@ -466,6 +490,8 @@ class TenantAudit:
             text += b',"duration_us":%d' % (total_ns // 1000)
             if rule:
                 text += b',"rule":' + as_json(rule)
+            if details:
+                text += b',"details":{%b}' % details
             lines.append((start, text))
         for group in merged.values():
             self._finish(lines, group)

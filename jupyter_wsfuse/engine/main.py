@@ -152,15 +152,16 @@ def read_line() -> tuple[bytes, bytes]:
 def main() -> int:
     """Run the engine; returns the exit code."""
     harden()
+    log_to_stderr("INFO")
     line, rest = read_line()
     try:
         config, tenants = read_config(line)
-        log_to_stderr(config.log_level)
+        logging.getLogger().setLevel(config.log_level)
         file = TenantsFile(config.tenants_file) if config.tenants_file else None
         if file is not None:
             tenants = file.load()
     except ConfigurationError as exc:
-        print(f"wsfuse engine: {exc}", file=sys.stderr)
+        _LOG.error("%s", exc)
         return 2
     sys.setswitchinterval(SWITCH_INTERVAL)
     try:

@@ -38,6 +38,8 @@ _LOG = logging.getLogger(__name__)
 
 #: Seconds after which a timer for a token's expiry is set anew: a loop's timers do not like years.
 _DAY: Final = 86400.0
+#: Per cent of all sessions that one tenant may have while there are others.
+SHARE: Final = 75
 #: What the record calls the states of a session.
 _EVENTS: Final = {
     "begun": "session-begin",
@@ -281,6 +283,32 @@ class Sessions:
                 session.context.handles.close_all()
 
         self.pool.submit(close, lambda _: None)
+
+    def make_room(self, workspace: Workspace, admitting: int) -> bool:
+        """Whether one more session fits into the engine for *workspace*.
+
+        No tenant gets all of them while there may be others. Where there are too many, one that nobody is connected to
+        ends early, of the same tenant, or of the one that has the most.
+        """
+        most = self.config.max_sessions
+        share = most if self.tenants.alone else max(1, most * SHARE // 100)
+        if len(workspace.sessions) + workspace.admitting >= share:
+            return self._end_an_idle_one(workspace)
+        if len(self._sessions) + admitting >= most:
+            return self._end_an_idle_one(
+                max(self._workspaces.values(), key=lambda other: len(other.sessions))
+            )
+        return True
+
+    def _end_an_idle_one(self, workspace: Workspace) -> bool:
+        for session in workspace.sessions.values():  # the oldest first
+            if session.connection is None and session.grace is not None:
+                _LOG.warning(
+                    "session %s of %r ends early: there are too many", session.id[:8], session.client
+                )
+                self.end(session, "there were too many sessions")
+                return True
+        return False
 
     # --- tokens and tenants change --------------------------------------------------------------------------
 

@@ -178,6 +178,11 @@ class Tenants:
         """The tenants that exist whoever comes: those of templates are not among them."""
         return (definition.tenant for definition in self._definitions.values() if not definition.template)
 
+    @property
+    def alone(self) -> bool:
+        """Whether there is just one tenant."""
+        return len(self._definitions) == 1 and not any(one.template for one in self._definitions.values())
+
     def __len__(self) -> int:
         return len(self._definitions)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from cachetools import LRUCache
 
+from ..errors import RefusedError
 from ..protocol.tickets import TokenClaims
 from . import permissions
 from .auditstore import AuditStore
@@ -47,6 +48,31 @@ Reach = Callable[[bytes], None]
 def _literal(path: str) -> str:
     """A pattern that matches *path* alone."""
     return re.sub(r"([\\*?\[\]!# ])", r"\\\1", path)
+
+
+def way_to(path: bytes) -> set[bytes]:
+    """Where *path* really is, and where every symbolic link stands that leads there: who can put another link, or a
+    folder, in the place of one of those decides what is found at *path*."""
+    found: set[bytes] = set()
+    at, rest = b"/", [part for part in path.split(b"/") if part]
+    while rest:
+        name = rest.pop(0)
+        if name in (b"", b"."):
+            continue
+        if name == b"..":
+            at = os.path.dirname(at)
+            continue
+        at = os.path.join(at, name)
+        try:
+            target = os.readlink(at)
+        except OSError:  # no link, or nothing yet
+            continue
+        if at in found:  # a loop: it leads nowhere
+            return found
+        found.add(at)
+        rest = target.split(b"/") + rest
+        at = b"/" if target.startswith(b"/") else os.path.dirname(at)
+    return {*found, at}
 
 
 class Workspace:
@@ -149,7 +175,7 @@ class Workspace:
     def _private_rules(self) -> list[Rule]:
         root = os.path.realpath(self.tenant.root)
         found = []
-        for path in {os.path.realpath(path) for path in self._private}:
+        for path in set().union(*map(way_to, self._private)):
             inside = os.path.relpath(path, root)
             if inside != b".." and not inside.startswith(b"../"):
                 pattern = "/" + _literal(os.fsdecode(inside)) if inside != b"." else "/**"
@@ -166,18 +192,17 @@ class Workspace:
             limiter = known
         return limiter
 
-    def crowded(self, token: TokenClaims | None) -> bool:
-        """Whether the tenant, or *token*, has all the sessions that it may have."""
+    def check_room(self, token: TokenClaims | None) -> None:
+        """Raise :class:`RefusedError` (``busy``) if the tenant, or *token*, has all the sessions that it may have."""
         allowed = self.tenant.limits.sessions
         if allowed is not None and len(self.sessions) + self.admitting >= allowed:
-            return True
+            raise RefusedError("busy", f"the workspace has all of its {allowed} sessions; try again later")
         for id, limits in () if token is None else token.chain():
             most = limits.get("sessions")
             if most is not None:
                 its = sum(1 for s in self.sessions.values() if s.token is not None and id in s.token.family)
                 if its >= most:
-                    return True
-        return False
+                    raise RefusedError("busy", f"the token has all of its {most:.0f} sessions; unmount one")
 
     def left(self, session: Session) -> None:
         """*session* has ended."""

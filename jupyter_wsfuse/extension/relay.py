@@ -54,6 +54,7 @@ class Relay:
         self._arrived = asyncio.Event()
         self._room = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._gave_up = False
         self._goodbye: tuple[int, str] | None = (
             None  # what the engine is told once the mount's side has ended
         )
@@ -111,6 +112,9 @@ class Relay:
             await asyncio.gather(up, down, return_exceptions=True)
             self._room.set()  # nobody is left who would
             engine.close(*(self._goodbye or (GOING_AWAY, "")))
+            if self._gave_up and engine.protocol is not None and engine.protocol.stream is not None:
+                # Nobody reads what it has sent, and its own goodbye behind that would not be seen either.
+                engine.protocol.stream.close()
 
     async def _connect(self) -> WebSocketClientConnection:
         request = HTTPRequest(
@@ -161,5 +165,6 @@ class Relay:
                 return False
 
     def _give_up(self, why: str) -> None:
+        self._gave_up = True
         self._goodbye = (TRY_AGAIN_LATER, why)
         self._mount.close(*self._goodbye)

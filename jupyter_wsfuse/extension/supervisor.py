@@ -116,6 +116,7 @@ class EngineSupervisor:
         self._asked: set[asyncio.Future[HTTPResponse]] = set()
         self._commands: dict[int, asyncio.Future[Any]] = {}
         self._numbers = itertools.count(1)
+        self._complaint = ""  # the last error in the log of the engine that was started last
         #: What the running engine told of itself last; empty if none runs.
         self.status: dict[str, Any] = {}
         self.state = "stopped"
@@ -268,6 +269,7 @@ class EngineSupervisor:
         while True:
             self._set("starting")
             born: float | None = None
+            self._complaint = ""
             process: asyncio.subprocess.Process | None = None
             logged: asyncio.Task[None] | None = None
             heard: asyncio.Task[None] | None = None
@@ -298,6 +300,8 @@ class EngineSupervisor:
                 if process is not None:
                     # Shielded: a cancelled stop() must not leave a process behind.
                     await asyncio.shield(self._end(process, logged, heard))
+            if born is None and self._complaint:
+                self.error = f"{self.error}: {self._complaint}"
             if born is not None and process is not None and process.returncode == _RENEW:
                 self.error = None
                 self._log.info("the file engine is started anew, as it asked for")
@@ -499,6 +503,8 @@ class EngineSupervisor:
             if match is not None:  # the lines of a traceback have the level of what they belong to
                 level = logging.getLevelNamesMapping()[match[1]]
                 text = text[match.end() :]
+                if level >= logging.ERROR:
+                    self._complaint = text.partition(": ")[2] or text
             self._log.log(level, "engine: %s", text)
 
     def _set(self, state: str) -> None:

@@ -56,6 +56,20 @@ def test_who_deleted_this_file(recorded: live.Mount) -> None:
     assert "none is missing" in verdict.stdout
 
 
+def test_who_emptied_this_file(recorded: live.Mount) -> None:
+    (recorded.path / "a").write_text("x")
+    (recorded.path / "b").write_text("x")
+    os.truncate(recorded.path / "a", 0)
+    os.close(os.open(recorded.path / "b", os.O_RDONLY | os.O_TRUNC))
+    (recorded.path / "b").chmod(0o600)
+    wait_for(lambda: asked(recorded, "--path", "b", "--operation", "SetAttr"), "the entry in the record")
+    [emptied] = asked(recorded, "--path", "a", "--operation", "SetAttr")
+    assert emptied["details"]["size"] == 0
+    sizes = [entry for entry in asked(recorded, "--path", "b") if "details" in entry]
+    assert any(entry["details"].get("truncate") or entry["details"].get("size") == 0 for entry in sizes)
+    assert any(entry["details"].get("mode") == "0600" for entry in sizes)
+
+
 def test_a_denial_names_its_rule(recorded: live.Mount) -> None:
     recorded.expect_log("denied by ")
     recorded.server.expect_log("denied ")

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from jupyter_wsfuse.engine.workspace import way_to
 from jupyter_wsfuse.protocol import messages as m
 from jupyter_wsfuse.protocol.messages import Ref
 from jupyter_wsfuse.protocol.tickets import TokenClaims
@@ -280,3 +281,65 @@ async def test_what_is_told_of_sessions_and_denials(start: Start, join: Join, tm
     assert "deny all *.key" in burst["rule"]
     await client.close()
     assert engine.status()["tenants"]["default"]["denials"] == 5
+
+
+# --- the server's own files, and room for others
+
+
+def test_every_link_on_the_way_counts(tmp_path: Path) -> None:
+    (tmp_path / "dot/jup").mkdir(parents=True)
+    (tmp_path / ".local").symlink_to("dot")
+    (tmp_path / ".jupyter").symlink_to(tmp_path / ".local/./jup")
+    (tmp_path / "loop").symlink_to("loop")
+    top = os.fsencode(tmp_path)
+    assert way_to(top + b"/.jupyter/new") == {
+        top + b"/.jupyter",
+        top + b"/.local",
+        top + b"/dot/jup/new",
+    }
+    assert top + b"/loop" in way_to(top + b"/loop/x")
+    assert way_to(top + b"/dot/../none") == {top + b"/none"}
+
+
+async def test_no_token_puts_something_else_in_the_place_of_what_leads_to_keys(
+    start: Start, join: Join, tmp_path: Path
+) -> None:
+    home = tmp_path / "root"
+    (home / "dot/share/jupyter").mkdir(parents=True)
+    (home / ".local").symlink_to("dot")
+    engine = start(private=[str(home / ".local/share/jupyter")])
+    client = await join(engine, engine.ticket(token=claims()))
+    root = root_of(client)
+    for call in (
+        client.call(m.Unlink, root, b".local"),
+        client.call(m.Rename, root, b".local", root, b"old"),
+        client.call(m.Rename, root, b"dot", root, b"old"),
+        client.call(m.Rename, Ref(b"dot"), b"share", root, b"old"),
+    ):
+        assert await denied(call) in ("EACCES", "ENOENT")
+    assert os.readlink(home / ".local") == "dot"
+
+
+async def test_one_tenant_leaves_room_for_others(start: Start, join: Join, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    tenants = {name: {"root": str(tmp_path / name), "users": [name]} for name in ("one", "two")}
+    engine = start(tenants=tenants, max_sessions=8)
+    for _ in range(6):
+        await join(engine, engine.ticket("one", "one"))
+    with pytest.raises(Refused) as info:
+        await join(engine, engine.ticket("one", "one"))
+    assert str(info.value) == "busy"
+    await join(engine, engine.ticket("two", "two"))
+
+
+async def test_sessions_without_connection_make_room(start: Start, join: Join, tmp_path: Path) -> None:
+    engine = start(max_sessions=2)
+    first, second = await join(engine), await join(engine)
+    await first.cut()
+    await eventually_async(lambda: [s["connected"] for s in engine.status()["sessions"]].count(False) == 1)
+    third = await join(engine)
+    await third.call(m.GetAttr, Ref(b""))
+    await second.call(m.GetAttr, Ref(b""))
+    with pytest.raises(Refused):
+        await join(engine)
