@@ -262,10 +262,12 @@ class Connection:
         self._flush_soon()
 
     def status(self) -> dict[str, Any]:
-        """For people: JSON-able, without secrets. ``since`` in seconds since the epoch, ``deadline`` in seconds."""
+        """For people: JSON-able, without secrets. ``since`` in seconds since the epoch, ``deadline`` in seconds.
+        ``read_only``: the server lets nothing be changed, as it said last."""
         return {
             "state": self._state,
             "transport": self._transport,
+            "read_only": self._welcome is not None and self._welcome.read_only,
             "url": self.server.url,
             "source": self.server.source,
             "rtt_ms": None if self._rtt is None else round(self._rtt * 1000, 3),

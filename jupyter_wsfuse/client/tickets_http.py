@@ -31,6 +31,7 @@ CONNECT_TIMEOUT: Final = 10.0  # seconds
 # The server may have to start the engine before it answers.
 REQUEST_TIMEOUT: Final = 25.0
 _MAX_BODY: Final = 1 << 20
+_MAX_LIST: Final = 16 << 20  # what is listed for people: tokens by the thousand
 _OTHER: Final = "Is something else at that URL, or a login page in front of it?"
 
 
@@ -63,11 +64,12 @@ def tls_context(ca_file: str) -> ssl.SSLContext:
 
 
 class TicketClient:
-    """Gets tickets from one server, and whatever else it answers in JSON. :meth:`close` it."""
+    """Gets tickets from one server, and whatever else it answers in JSON, up to *max_body* bytes. :meth:`close` it."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, *, max_body: int = _MAX_BODY) -> None:
         self._server = server
-        self._http = SimpleAsyncHTTPClient(force_instance=True, max_body_size=_MAX_BODY)
+        self._max_body = max_body
+        self._http = SimpleAsyncHTTPClient(force_instance=True, max_body_size=max_body)
         if server.proxy:
             self._http.tcp_client = _TunnelClient(server.proxy)
 
@@ -96,6 +98,7 @@ class TicketClient:
     async def _fetch(self, method: str, path: str, body: dict[str, Any] | None) -> HTTPResponse:
         server = self._server
         url = urljoin(server.url, f"wsfuse/api/{path}")
+        headers: list[str] = []
         request = HTTPRequest(
             url,
             method=method,
@@ -110,11 +113,12 @@ class TicketClient:
             request_timeout=REQUEST_TIMEOUT,
             ssl_options=tls_context(server.ca_file or "") if url.startswith("https:") else None,
             decompress_response=False,
+            header_callback=headers.append,
         )
         try:
             response = await self._http.fetch(request, raise_error=False)
         except (OSError, StreamClosedError, HTTPClientError) as exc:
-            raise TransportError(describe(server, exc)) from None
+            raise TransportError(self._cut_off(headers) or describe(server, exc)) from None
         if response.code == 599 and response.error is not None:  # tornado's own: there was no answer
             raise TransportError(describe(server, response.error))
         if response.code not in (200, 201):
@@ -127,6 +131,17 @@ class TicketClient:
                 ours=response.headers.get("X-Wsfuse", "") == "1",
             )
         return response
+
+    def _cut_off(self, headers: list[str]) -> str:
+        """What became of an answer of which only *headers* were accepted; empty if there were none."""
+        if not headers:
+            return ""
+        url, most = self._server.url, f"{self._max_body >> 20} MiB"
+        for line in headers:
+            name, _, value = line.partition(":")
+            if name.lower() == "content-length" and value.strip().isdecimal() and int(value) > self._max_body:
+                return f"{url}: the answer is too large: {int(value)} bytes, and more than {most} are not accepted"
+        return f"{url}: the answer broke off, took too long, or is larger than the {most} that are accepted"
 
     def _parse(self, response: HTTPResponse) -> Ticket:
         try:
@@ -158,7 +173,7 @@ def call(server: Server, method: str, path: str, body: dict[str, Any] | None = N
     answer: concurrent.futures.Future[Any] = concurrent.futures.Future()
 
     async def ask() -> Any:
-        client = TicketClient(server)
+        client = TicketClient(server, max_body=_MAX_LIST)
         try:
             return await client.call(method, path, body)
         finally:
@@ -226,7 +241,8 @@ def refusal(
     if code in (404, 405):
         return TransportError(
             f"{url} has no jupyter-wsfuse extension: `pip install jupyter-wsfuse` in the server's environment and "
-            "restart the server (or is the URL not that of a Jupyter server?)"
+            "restart the server. If it is installed there, it may have failed to load because of a mistake in its "
+            "options: the server's log tells. (Or is the URL not that of a Jupyter server?)"
         )
     if code == 424:  # JupyterHub's answer in place of a server that does not run
         return TransportError(f"{url}: the server does not run{text}; start it from JupyterHub's page")

@@ -223,7 +223,8 @@ class Admission:
         tenant, config = workspace.tenant, sessions.config
         raw_owner = tenant.raw_owner and os.geteuid() == 0
         session.token, session.groups, session.address = token, ticket.groups, ticket.address
-        policy = workspace.policy(ticket.groups, token)
+        session.may_write = "write" in ticket.rights
+        policy = workspace.policy(ticket.groups, token, session.may_write)
         if session.context is None:
             limits = [config.max_handles, tenant.session_limits.handles or config.max_handles]
             handles = HandleTable(min(limits), budget=session.limiter)
@@ -234,7 +235,6 @@ class Admission:
             session.context.policy = policy
         session.client = hello.client[:CLIENT_TEXT]
         session.transport = hello.transport[:CLIENT_TEXT]
-        session.may_write = "write" in ticket.rights
         session.read_only = tenant.read_only or not session.may_write
         session.connection = caller
         sessions.watch_token(session)

@@ -17,8 +17,9 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     name in them. ``state_dir``: private folder for what a successor needs. ``tenants``: see
     :meth:`.Tenants.from_config`; or ``tenants_file``, which is read again when it changes. ``audit_dir`` and
     ``audit_key_file``: where the audit logs and the key that signs them are; empty: nothing is recorded.
-    ``revoked``: scoped tokens that are good for nothing. ``private``: absolute paths that no scoped token opens,
-    whatever it says, because keys to more are kept there. ``landlock``: confine the process to what it serves.
+    ``revoked``: scoped tokens that are good for nothing. ``private``: absolute paths that neither a scoped
+    token nor a right to read alone opens, because keys to more are kept there. ``landlock``: confine the process
+    to what it serves.
 
     Times in seconds. ``grace``: how long a session without connection lives. ``window``/``window_bytes``:
     what a session may have unanswered. ``workers``: threads for blocking calls. ``hello_timeout``: until a

@@ -76,8 +76,9 @@ def way_to(path: bytes) -> set[bytes]:
 
 
 class Workspace:
-    """*emit* is told what others outside the engine want to know of; *private*: absolute paths that scoped tokens do
-    not open. ``sandbox`` is None, and nothing is recorded, until the first session has had it opened (:meth:`open`)."""
+    """*emit* is told what others outside the engine want to know of; *private*: absolute paths that neither scoped
+    tokens nor a right to read alone open. ``sandbox`` is None, and nothing is recorded, until the first session has
+    had it opened (:meth:`open`)."""
 
     def __init__(
         self,
@@ -106,7 +107,7 @@ class Workspace:
         self._private = private
         self._emit = emit
         self._tokens: dict[str, Limiter] = {}
-        self._policies: LRUCache[tuple[tuple[str, ...], str], Policy] = LRUCache(POLICIES)
+        self._policies: LRUCache[tuple[tuple[str, ...], str, bool], Policy] = LRUCache(POLICIES)
         self._denied: dict[Session, tuple[int, str, bytes]] = {}
         self._opening = threading.Lock()
 
@@ -147,23 +148,25 @@ class Workspace:
 
     # --- who may do what, how much --------------------------------------------------------------------------
 
-    def policy(self, groups: tuple[str, ...], token: TokenClaims | None) -> Policy:
-        """The rules for a member of *groups* who came with *token*; one object for all for whom they are the same."""
+    def policy(self, groups: tuple[str, ...], token: TokenClaims | None, may_write: bool) -> Policy:
+        """The rules for a member of *groups* who came with *token*, and who *may_write* or not; one object for all for
+        whom they are the same."""
         mine = tuple(group for group in self.tenant.group_rules if group in groups)
-        key = (mine, "" if token is None else token.id)
+        key = (mine, "" if token is None else token.id, may_write)
         policy: Policy | None = self._policies.get(key)
         if policy is None:
-            policy = self._policies[key] = self._make_policy(mine, token)
+            policy = self._policies[key] = self._make_policy(mine, token, may_write)
         return policy
 
-    def _make_policy(self, groups: tuple[str, ...], token: TokenClaims | None) -> Policy:
+    def _make_policy(self, groups: tuple[str, ...], token: TokenClaims | None, may_write: bool) -> Policy:
         tenant = self.tenant
         rules = [*tenant.rules]
         for group in groups:
             rules += tenant.group_rules[group]
         scope = None
-        if token is not None:
+        if token is not None or not may_write:  # the keys kept there give more than this session has
             rules += self._private_rules()
+        if token is not None:
             rights = 0
             for right in token.rights:
                 rights |= _GRANTS[right]
@@ -228,7 +231,7 @@ class Workspace:
         for session in self.sessions.values():
             session.limiter.update(tenant.session_limits)
             if session.context is not None:
-                session.context.policy = self.policy(session.groups, session.token)
+                session.context.policy = self.policy(session.groups, session.token, session.may_write)
                 session.context.raw_owner = tenant.raw_owner and os.geteuid() == 0
             session.pending.everything("the rules of the workspace have changed")
 

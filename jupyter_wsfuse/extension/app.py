@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from jupyter_core.paths import jupyter_config_path
 from jupyter_server._tz import utcnow
 from jupyter_server.extension.application import ExtensionApp
 from prometheus_client import REGISTRY
@@ -19,6 +20,15 @@ from jupyter_wsfuse.extension.settings import Settings, WsFuse
 from jupyter_wsfuse.extension.supervisor import EngineSupervisor
 from jupyter_wsfuse.extension.tokens import workspace_name
 from jupyter_wsfuse.extension.tokenstore import TokenStore
+
+
+def _ipython_dirs() -> list[str]:
+    """Where IPython may find profiles and startup files. To ask itself would make the folder, and is a slow import."""
+    home = os.path.expanduser("~")
+    config = os.environ.get("XDG_CONFIG_HOME") or os.path.join(home, ".config")
+    named = os.environ.get("IPYTHONDIR", "")
+    found = [os.path.join(home, ".ipython"), os.path.join(config, "ipython")]
+    return [os.path.abspath(os.path.expanduser(path)) for path in (named, *found) if path]
 
 
 class WsFuseApp(ExtensionApp):
@@ -54,7 +64,11 @@ class WsFuseApp(ExtensionApp):
                 settings.audit_dir,
                 settings.audit_key_file,
                 os.path.abspath(self.serverapp.runtime_dir),
+                # Whoever writes here has commands run: kernels, extensions, configuration and startup files.
+                os.path.abspath(self.serverapp.data_dir),
                 os.path.abspath(self.serverapp.config_dir),
+                *map(os.path.abspath, jupyter_config_path()),
+                *_ipython_dirs(),
             ],
         )
         self.collector = EngineCollector(self.supervisor)

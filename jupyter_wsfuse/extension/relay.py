@@ -111,10 +111,10 @@ class Relay:
                 way.cancel()
             await asyncio.gather(up, down, return_exceptions=True)
             self._room.set()  # nobody is left who would
+            stream = None if engine.protocol is None else engine.protocol.stream
             engine.close(*(self._goodbye or (GOING_AWAY, "")))
-            if self._gave_up and engine.protocol is not None and engine.protocol.stream is not None:
-                # Nobody reads what it has sent, and its own goodbye behind that would not be seen either.
-                engine.protocol.stream.close()
+            if self._gave_up and stream is not None:
+                stream.close()  # nobody reads what it has sent, and its own goodbye comes behind that
 
     async def _connect(self) -> WebSocketClientConnection:
         request = HTTPRequest(

@@ -33,7 +33,11 @@ from jupyter_wsfuse.extension.tokens import (
 )
 from jupyter_wsfuse.protocol.tickets import TokenClaims
 
-MAX_TOKENS: Final = 1000  # that are valid at a time
+#: What may be valid at a time of tokens that their creators made themselves.
+MAX_TOKENS: Final = 1000
+#: What may be stored of tokens that were made with one of those, with its children, and so on: whoever holds a token
+#: does not use up what others can make.
+MAX_CHILDREN: Final = 100
 _MAX_TEXT: Final = 16 << 10
 _PURPOSE: Final = b"wsfuse-token-1\0"
 _KEPT: Final = 7 * 86400.0  # seconds for which a token that has ended is still listed
@@ -109,9 +113,10 @@ class TokenStore:
         now = self._clock()
         claims = narrowed(wish, creator, secrets.token_hex(8), now)
         with self._changing():
-            valid = sum(1 for entry in self._tokens.values() if not entry.revoked and entry.expires > now)
-            if valid >= MAX_TOKENS:
-                raise ValueError(f"there are {valid} valid tokens already; revoke some")
+            if claims.parents:
+                self._make_room(claims.parents[0], now)
+            else:
+                self._check_room(now)
             body = _encoder.encode(_Body(claims, self._workspace, tenant, creator.principal))
             text = f"{PREFIX}{_pack(body)}.{_pack(self._sign(body))}"
             self._tokens[claims.id] = _Entry(
@@ -200,6 +205,24 @@ class TokenStore:
             return [id for id, entry in self._tokens.items() if entry.revoked and entry.expires > now]
 
     # inside
+
+    def _check_room(self, now: float) -> None:
+        entries = [entry for entry in self._tokens.values() if not entry.parents]
+        valid = sum(1 for entry in entries if not entry.revoked and entry.expires > now)
+        if valid >= MAX_TOKENS:
+            raise ValueError(f"there are {valid} valid tokens already; revoke some")
+
+    def _make_room(self, outermost: str, now: float) -> None:
+        """For one more token that comes from *outermost*: what has expired is listed only as long as there is room."""
+        made = {id: entry.expires for id, entry in self._tokens.items() if entry.parents[:1] == [outermost]}
+        for id in sorted(made, key=made.__getitem__)[: max(len(made) - MAX_CHILDREN + 1, 0)]:
+            if made[id] > now:
+                raise ValueError(
+                    f"{MAX_CHILDREN} tokens that have not expired were made with the token {outermost}, and with what "
+                    "was made with it; revoked ones count until they would have expired. Use one of those again, let "
+                    "new ones expire sooner, or ask whoever made that token for another one"
+                )
+            del self._tokens[id]
 
     def _is_of(self, id: str, creator: Creator) -> bool:
         entry = self._tokens[id]

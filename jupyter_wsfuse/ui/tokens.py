@@ -16,6 +16,7 @@ from jupyter_wsfuse.ui.render import Report, ago, duration, size
 from jupyter_wsfuse.units import parse_duration, parse_size
 
 _ID = re.compile(r"[0-9a-f]{16}")
+_URL = re.compile(r"localhost|.*[./:].*", re.DOTALL)  # also without a scheme
 _BYTES = frozenset({"bytes_in", "bytes_out"})
 _RATES = ("metadata", "read", "write", "delete", "bytes_in", "bytes_out", "sessions", "handles", "in_flight")
 
@@ -153,6 +154,12 @@ def create(
         report.line("It is read-only, because that is what you may do yourself.", "warn")
     if made["expires"] < made["created"] + expires - 1:
         report.line("It ends with the token that it was made with.", "warn")
+    if "write" in made["rights"] and "" in made["paths"]:
+        front.warn(
+            "whoever has this token may write everywhere in the workspace. If that is a home directory, he can let "
+            "commands run there, by files that shells and kernels start with: it is as good as a shell. Limit it with "
+            "--path or --read-only"
+        )
     if not getattr(front, "terminal", True):
         report.line(
             "The notebook keeps what is shown here: clear this output when you have copied it.", "warn"
@@ -204,6 +211,12 @@ def revoke(
     urls = [word for word in words if not _ID.fullmatch(word)]
     if any(word.startswith("wsfuse1_") for word in urls):
         raise click.UsageError("pass the token's id, which `wsfuse token list` shows, not the token itself")
+    for word in urls:
+        if not _URL.fullmatch(word):
+            raise click.UsageError(
+                f"{word!r} is no token id: ids look like 5f0c1b7a9d2e4f60, and `wsfuse token list` shows them "
+                "(if it is a server's name, write http:// or https:// before it)"
+            )
     if len(urls) > 1 or bool(ids) == everything:
         raise click.UsageError("either ids, which `wsfuse token list` shows, or --all; and one URL at most")
     server = _server(front, urls[0] if urls else None, token_file)

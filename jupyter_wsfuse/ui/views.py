@@ -22,7 +22,7 @@ _OUTCOMES = {
 def mounted(status: dict[str, Any], prefix: str) -> Report:
     """After a successful ``mount``."""
     connection = _connection(status)
-    words = [str(connection.get("transport") or ""), "read-only" if status.get("read_only") else ""]
+    words = [str(connection.get("transport") or ""), "read-only" if _is_read_only(status) else ""]
     how = ", ".join(filter(None, words))
     report = Report(status)
     report.line(f"Mounted {status['url']} on {status['mountpoint']}" + (f" ({how})" if how else ""), "ok")
@@ -49,6 +49,11 @@ def _connection(status: dict[str, Any]) -> dict[str, Any]:
     return (status.get("daemon") or {}).get("connection") or {}
 
 
+def _is_read_only(status: dict[str, Any]) -> bool:
+    """By its own options, or because the server lets this session, this token, change nothing."""
+    return bool(status.get("read_only") or _connection(status).get("read_only"))
+
+
 def status(found: Sequence[dict[str, Any]], prefix: str) -> Report:
     """All mounts, and how they are."""
     report = Report(list(found))
@@ -66,7 +71,7 @@ def status(found: Sequence[dict[str, Any]], prefix: str) -> Report:
                 _state(mount),
                 str(connection.get("transport") or "-"),
                 f"{rtt:.1f} ms" if isinstance(rtt, int | float) else "-",
-                "read-only" if mount.get("read_only") else "read-write",
+                "read-only" if _is_read_only(mount) else "read-write",
                 ago(mount.get("since")),
             )
         )

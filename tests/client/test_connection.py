@@ -589,6 +589,15 @@ async def test_a_silent_peer_is_given_up(
     assert "no sign of life" in caplog.text
 
 
+async def test_the_status_says_whether_the_session_is_read_only(connect: Connect) -> None:
+    connection = await connect()
+    welcome = connection.welcome
+    assert welcome is not None
+    assert connection.status()["read_only"] is False
+    welcome.read_only = True
+    assert connection.status()["read_only"] is True
+
+
 async def test_an_idle_connection_is_pinged_and_lives(server: StandIn, connect: Connect) -> None:
     connection = await connect(heartbeat=0.01, patience=5.0)
     before = server.messages

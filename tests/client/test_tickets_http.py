@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import threading
@@ -29,7 +30,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         for name, value in {**headers, "Content-Length": str(len(data))}.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(data)
+        with contextlib.suppress(ConnectionError):  # it was too much for the client
+            self.wfile.write(data)
 
     do_GET = do_POST = do_DELETE = _answer
 
@@ -78,6 +80,42 @@ def test_an_answer_that_is_no_json(server: Server) -> None:
     Handler.answer = (200, b"<html>", {})
     with pytest.raises(TransportError, match=r"not in JSON\. Is something else at that URL"):
         call(server, "GET", "x")
+
+
+def test_a_long_list(server: Server) -> None:
+    Handler.answer = (200, json.dumps(["x" * (3 << 20)]).encode(), {})
+    assert len(call(server, "GET", "x")[0]) == 3 << 20
+
+
+def test_an_answer_that_is_too_large(server: Server) -> None:
+    Handler.answer = (200, b"[" + b" " * (16 << 20) + b"]", {})
+    with pytest.raises(
+        TransportError, match=r"the answer is too large: 16777218 bytes, and more than 16 MiB"
+    ):
+        call(server, "GET", "x")
+
+
+async def test_a_ticket_that_is_too_large(server: Server) -> None:
+    Handler.answer = (200, b" " * (1 << 20) + b" ", {})
+    client = TicketClient(server)
+    with pytest.raises(TransportError, match=r"the answer is too large: 1048577 bytes, and more than 1 MiB"):
+        await client.ticket()
+    client.close()
+
+
+def test_an_answer_that_breaks_off(server: Server) -> None:
+    Handler.answer = (200, b"no size\r\n", {"Transfer-Encoding": "chunked"})
+    with pytest.raises(
+        TransportError, match=r"the answer broke off, took too long, or is larger than the 16 MiB"
+    ):
+        call(server, "GET", "x")
+
+
+@pytest.mark.parametrize("code", [404, 405])
+def test_an_extension_that_is_missing_or_did_not_load(code: int) -> None:
+    said = str(refusal(Server("http://h/", "secret"), code))
+    assert "`pip install jupyter-wsfuse`" in said
+    assert "failed to load because of a mistake in its options: the server's log tells" in said
 
 
 @pytest.mark.parametrize("code", [400, 403, 404, 500])

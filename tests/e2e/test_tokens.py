@@ -70,6 +70,8 @@ def test_a_mount_with_a_token_shows_its_paths(server: live.Live, mounting: Mount
             change()
         assert caught.value.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
     assert (server.root / "data/b.txt").read_text() == "data/b.txt"
+    assert mounted.status()["daemon"]["connection"]["read_only"]
+    assert "read-only" in live.run("status", env=mounted.env).stdout
 
 
 def test_revoking_ends_the_mount_at_once(server: live.Live, mounting: Mounting) -> None:

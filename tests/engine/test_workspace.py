@@ -225,6 +225,8 @@ async def test_no_token_opens_what_keys_are_kept_in(start: Start, join: Join, tm
     path = b".local/share [1]/jupyter/key"
     assert await denied(limited.call(m.Open, Ref(path), os.O_RDONLY)) == "EACCES"
     await limited.call(m.OpenDir, Ref(b".local/share 1"))
+    reader = await join(engine, engine.ticket(rights=("read",)))
+    assert await denied(reader.call(m.Open, Ref(path), os.O_RDONLY)) == "EACCES"
     owner = await join(engine)
     await owner.call(m.Open, Ref(path), os.O_RDONLY)
 

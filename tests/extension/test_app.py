@@ -37,6 +37,23 @@ async def test_options_are_configured_as_c_wsfuse(start: Start, tmp_path: Path) 
     assert server.app.web_app.settings["ws_ping_interval"] == 5_000  # the user's own
 
 
+async def test_scoped_tokens_are_kept_from_what_opens_more(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "my ipython"))
+    monkeypatch.setenv("JUPYTER_CONFIG_PATH", str(tmp_path / "more config"))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    server = await start()
+    home = Path.home()
+    wanted = {
+        server.app.runtime_dir, server.app.data_dir, server.app.config_dir, str(tmp_path / "my ipython"),
+        str(tmp_path / "more config"), str(home / ".ipython"), str(home / ".config/ipython"),
+    }  # fmt: skip
+    private = server.extension.supervisor._private
+    assert wanted <= set(private)
+    assert all(map(os.path.isabs, private))
+
+
 async def test_the_engine_ends_with_the_server(start: Start, jp_runtime_dir: Path) -> None:
     server = await start()
     await server.ticket()

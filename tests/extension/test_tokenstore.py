@@ -220,6 +220,43 @@ def test_there_are_not_too_many(make: Make, monkeypatch: pytest.MonkeyPatch) -> 
     store.create(ANN, WISH, "default")
 
 
+def test_children_do_not_use_up_what_others_can_make(
+    make: Make, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenstore, "MAX_TOKENS", 2)
+    monkeypatch.setattr(tokenstore, "MAX_CHILDREN", 3)
+    store = make()
+
+    def holder(text: str) -> Creator:
+        return dataclasses.replace(ANN, token=store.verify(text).claims)
+
+    first, told = store.create(ANN, WISH, "default")
+    brief = dataclasses.replace(WISH, lifetime=60.0)
+    child, _ = store.create(holder(first), brief, "default")
+    _, revoked = store.create(holder(child), WISH, "default")
+    store.revoke(holder(first), revoked["id"])
+    _, last = store.create(holder(first), WISH, "default")
+    for who in (first, child):
+        with pytest.raises(
+            ValueError, match=rf"3 tokens .* with the token {told['id']}, .* or ask whoever made"
+        ):
+            store.create(holder(who), WISH, "default")
+    second, _ = store.create(ANN, WISH, "default")
+    store.create(holder(second), WISH, "default")
+    with pytest.raises(ValueError, match="2 valid tokens already"):
+        store.create(ANN, WISH, "default")
+    clock.now += 60  # what has expired makes room
+    store.create(holder(first), WISH, "default")
+    store.create(holder(first), WISH, "default")
+    listed = [one["id"] for one in store.tokens(holder(first))]
+    assert len(listed) == 4
+    assert last["id"] in listed
+    assert revoked["id"] not in listed
+    with pytest.raises(ValueError, match="3 tokens that have not expired"):
+        store.create(holder(first), WISH, "default")
+    assert code(store, child) == "expired"
+
+
 def test_what_is_no_token(make: Make) -> None:
     store = make()
     text, _ = store.create(ANN, WISH, "default")

@@ -81,6 +81,13 @@ def test_status_of_a_healthy_mount() -> None:
         assert part in text
 
 
+def test_a_session_that_is_read_only_although_the_mount_is_not() -> None:
+    mine = mount(connection={"read_only": True})
+    assert "read-only" in str(views.status([mine], "wsfuse"))
+    assert "(direct, read-only)" in str(views.mounted(mine, "wsfuse"))
+    assert "read-write" in str(views.status([mount(connection={"read_only": False})], "wsfuse"))
+
+
 def test_status_says_what_is_wrong_and_what_to_do() -> None:
     text = str(views.status([mount(connection={"state": "reconnecting", "last_error": "refused"})], "wsfuse"))
     assert "reconnecting" in text

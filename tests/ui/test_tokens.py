@@ -89,6 +89,18 @@ def test_defaults(server: live.Live, capsys: Capture) -> None:
     assert "It opens everything read and write for 8 h\n" in capsys.readouterr().out
 
 
+def test_a_token_that_is_as_good_as_a_shell(server: live.Live, capsys: Capture) -> None:
+    for limits in ((), ("--path", "./")):
+        assert wsfuse("create", server.url, "--json", *limits) == 0
+        told = capsys.readouterr()
+        assert "wsfuse: whoever has this token may write everywhere" in told.err
+        assert "as good as a shell" in told.err
+        json.loads(told.out)
+    for limit in (("--path", "data"), ("--read-only",)):
+        assert wsfuse("create", server.url, *limit) == 0
+        assert capsys.readouterr().err == ""
+
+
 def test_less_than_was_asked_for_is_said(
     server: live.Live, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,6 +169,12 @@ def test_the_server_is_found(server: live.Live, capsys: Capture, monkeypatch: py
         (["revoke"], "either ids"),
         (["revoke", "--all", "0" * 16], "either ids"),
         (["revoke", "0" * 16, "http://a/", "http://b/"], "one URL at most"),
+        (
+            ["revoke", "zzz"],
+            "'zzz' is no token id: ids look like 5f0c1b7a9d2e4f60, and `wsfuse token list` shows",
+        ),
+        (["revoke", "0" * 16, "0" * 15, "http://a/"], f"'{'0' * 15}' is no token id"),
+        (["revoke", "http://a/"], "either ids"),
         (["revoke", "wsfuse1_abc.def"], "pass the token's id"),
     ],
 )
