@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from jupyter_wsfuse.engine import attributes
 from jupyter_wsfuse.errors import os_error
 from jupyter_wsfuse.protocol import messages as m
 from tests.helpers.unprivileged import NOBODY, as_user
@@ -359,3 +360,25 @@ class TestXattr:
         assert os.getxattr(ws.path / "link", "trusted.a", follow_symlinks=False) == b"1"
         with fails(errno.EPERM):
             as_user(lambda: ws.run(m.SetXattr(1, m.Ref(b"file"), b"trusted.a", b"1")))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(0o4755, 0o755), (0o2755, 0o755), (0o6755, 0o755), (0o2745, 0o2745), (0o755, 0o755), (0o4644, 0o644)],
+)
+def test_what_a_write_clears(tmp_path: Path, before: int, after: int) -> None:
+    """Set-group-ID without the right for the group to execute once stood for mandatory locking, and stays."""
+    path = tmp_path / "f"
+    path.touch()
+    path.chmod(before)
+    with path.open() as file:
+        attributes.kill_privileges(file.fileno())
+    assert path.stat().st_mode & 0o7777 == after
+
+
+def test_a_write_clears_nothing_of_a_directory(tmp_path: Path) -> None:
+    tmp_path.chmod(0o6755)
+    fd = os.open(tmp_path, os.O_RDONLY)
+    attributes.kill_privileges(fd)
+    os.close(fd)
+    assert tmp_path.stat().st_mode & 0o7777 == 0o6755
