@@ -105,6 +105,8 @@ class Workspace:
         self._audits = audits
         self._reach = reach
         self._private = private
+        #: What keeps some sessions from :attr:`_private`; looking for it reads links on the disk, so :meth:`open` does.
+        self._kept_private: list[Rule] = []
         self._emit = emit
         self._tokens: dict[str, Limiter] = {}
         self._policies: LRUCache[tuple[tuple[str, ...], str, bool], Policy] = LRUCache(POLICIES)
@@ -128,6 +130,10 @@ class Workspace:
                 self._count_anew()
             if isinstance(self.audit, NullAudit) and self._audits is not None:
                 self.audit = self._audits.open(self.tenant.name, self.tenant.audit)
+            private = self._private_rules()
+            if private != self._kept_private:  # links on the way to the keys have changed
+                self._kept_private = private
+                self._policies = LRUCache(POLICIES)  # another one: the loop may be looking into this
             self.sandbox = sandbox
             return sandbox
 
@@ -165,7 +171,7 @@ class Workspace:
             rules += tenant.group_rules[group]
         scope = None
         if token is not None or not may_write:  # the keys kept there give more than this session has
-            rules += self._private_rules()
+            rules += self._kept_private
         if token is not None:
             rights = 0
             for right in token.rights:
@@ -178,7 +184,7 @@ class Workspace:
     def _private_rules(self) -> list[Rule]:
         root = os.path.realpath(self.tenant.root)
         found = []
-        for path in set().union(*map(way_to, self._private)):
+        for path in sorted(set().union(*map(way_to, self._private))):
             inside = os.path.relpath(path, root)
             if inside != b".." and not inside.startswith(b"../"):
                 pattern = "/" + _literal(os.fsdecode(inside)) if inside != b"." else "/**"
