@@ -52,7 +52,7 @@ FROM_CLIENT: Final[tuple[type[Struct], ...]] = (
 )  # fmt: skip
 FROM_ENGINE: Final[tuple[type[Struct], ...]] = (
     *messages.REPLIES, messages.Welcome, messages.Refused, messages.Ping, messages.Pong, messages.Bye,
-    messages.Changed, messages.InvalidateAll,
+    messages.Changed, messages.InvalidateAll, messages.Released,
 )  # fmt: skip
 
 

@@ -106,15 +106,37 @@ class Ref(Struct):
     handle: int = 0
 
 
+#: What a lease covers, as bits of ``AttrReply.lease`` and ``FetchReply.lease``; see :class:`AttrReply`.
+LEASE_PARENT: Final = 1
+LEASE_SELF: Final = 2
+
+#: Bits of ``DirEntry.flags``: a lease on this very file is granted; it has no extended attributes.
+ENTRY_LEASED: Final = 1
+ENTRY_PLAIN: Final = 2
+
+
 class DirEntry(Struct):
     """One name in a directory. ``cookie`` continues after it. ``attr`` is None if it vanished,
-    may not be read, or is ``.`` or ``..``. ``type`` is the ``DT_*`` value."""
+    may not be read, or is ``.`` or ``..``. ``type`` is the ``DT_*`` value, ``flags`` are ``ENTRY_*``."""
 
     name: bytes
     cookie: int
     ino: int
     type: int
     attr: Attr | None = None
+    flags: int = 0
+
+
+class TreeDirectory(Struct):
+    """A directory in the answer to :class:`ListTree`: its ``path`` from the workspace root, its attributes, and its
+    entries in the order of a listing, without ``.`` and ``..``. ``complete``: these are all of them.
+    ``lease``: a lease on it is granted."""
+
+    path: bytes
+    attr: Attr
+    entries: list[DirEntry]
+    complete: bool
+    lease: bool = False
 
 
 class Lock(Struct):
@@ -136,7 +158,8 @@ class Change(Struct):
     """What another session (or somebody on the server) changed.
 
     ``name`` None: attributes or data of the file ``identity``. Otherwise the entry ``name`` of the
-    directory ``identity`` appeared, vanished or names another file now.
+    directory ``identity`` appeared, vanished or names another file now; what it named before may have changed
+    as well.
     """
 
     identity: Identity
@@ -238,9 +261,15 @@ class Changed(Struct, tag=9):
 
 
 class InvalidateAll(Struct, tag=10):
-    """Forget everything cached: notifications were lost."""
+    """Forget everything cached: notifications were lost. Leases that were granted go on."""
 
     reason: str = ""
+
+
+class Released(Struct, tag=11):
+    """The leases on these files have ended: their changes will not be told any more."""
+
+    identities: list[Identity]
 
 
 # --- requests --------------------------------------------------------------------------------------
@@ -268,6 +297,8 @@ class Mutation(Request):
 
 
 class Lookup(Request, tag=20):
+    """What ``name`` in ``parent`` is. Asks for a lease on ``parent``, see :class:`AttrReply`."""
+
     parent: Ref
     name: bytes
 
@@ -302,8 +333,11 @@ class ReadLink(Request, tag=24):
 
 
 class OpenDir(Request, tag=25):
+    """``handle`` not 0: the number that it is to have, as in :class:`Open`."""
+
     once: ClassVar = True
     ref: Ref
+    handle: int = 0
 
 
 class ReadDir(Request, tag=26):
@@ -316,12 +350,19 @@ class ReadDir(Request, tag=26):
 
 
 class Open(Request, tag=27):
-    """``flags``: ``O_ACCMODE | O_APPEND | O_TRUNC | O_DIRECT...`` with Linux numbers; the rest is ignored."""
+    """``flags``: ``O_ACCMODE | O_APPEND | O_TRUNC | O_DIRECT...`` with Linux numbers; the rest is ignored.
+
+    ``handle`` not 0: the number that the client chose for it (``EEXIST`` if it is in use), so that requests by that
+    number can be sent right behind this one: they are executed after it. ``inline``: as many of the file's first
+    bytes come with the reply, if it is opened for reading.
+    """
 
     once: ClassVar = True
     ref: Ref
     flags: int
     kill_priv: bool = False
+    handle: int = 0
+    inline: int = 0
 
 
 class Create(Mutation, tag=28):
@@ -526,6 +567,28 @@ class Stats(Request, tag=53):
     """What the requests of this session have cost the engine so far."""
 
 
+class Fetch(Request, tag=54):
+    """Attributes of a regular file, and up to ``size`` bytes of it at ``offset``, as if it was opened for reading.
+    Asks for a lease on it, see :class:`AttrReply`. ``background``: nobody waits for it, other requests of the
+    session go first."""
+
+    ref: Ref
+    offset: int
+    size: int
+    background: bool = False
+
+
+class ListTree(Request, tag=55):
+    """The directories ``refs``, and those up to ``depth`` levels below them (0: none), breadth first, until
+    about ``limit`` entries were found; leases on them are asked for. What cannot be listed is left out.
+    ``background`` as in :class:`Fetch`."""
+
+    refs: list[Ref]
+    limit: int
+    depth: int = 0
+    background: bool = False
+
+
 # --- replies ---------------------------------------------------------------------------------------
 
 
@@ -547,7 +610,16 @@ class Done(Reply, tag=81):
 
 
 class AttrReply(Reply, tag=82):
+    """``lease``: bits that say which leases are granted. Whoever holds one is told (:class:`Changed`) of every change
+    by others, also by processes on the server, until :class:`Released`.
+
+    ``LEASE_PARENT``, for a Lookup: on the directory, and so on its entries, the missing ones too, and on attributes and
+    data of each file in it that is no directory and has no other name. ``LEASE_SELF``: on the file itself, that
+    is on its attributes and data, or, of a directory, on its attributes and entries.
+    """
+
     attr: Attr
+    lease: int = 0
 
 
 class LinkReply(Reply, tag=83):
@@ -555,13 +627,18 @@ class LinkReply(Reply, tag=83):
 
 
 class OpenReply(Reply, tag=84):
+    """The payload is what ``Open.inline`` asked for. ``attr`` is not younger than that."""
+
     handle: int
     attr: Attr
 
 
 class DirReply(Reply, tag=85):
+    """``lease``: one on the directory is granted."""
+
     entries: list[DirEntry]
     end: bool
+    lease: bool = False
 
 
 class DataReply(Reply, tag=86):
@@ -618,6 +695,21 @@ class StatsReply(Reply, tag=93):
     operations: dict[str, list[int]]
 
 
+class FetchReply(Reply, tag=94):
+    """The payload is the data, shorter than asked only at the end of the file; ``attr`` is not younger than that.
+    ``lease`` as in :class:`AttrReply`."""
+
+    attr: Attr
+    lease: int = 0
+
+
+class TreeReply(Reply, tag=95):
+    """In the order in which they were found. A directory that is in the entries of another and not here itself was not
+    reached, or cannot be listed."""
+
+    directories: list[TreeDirectory]
+
+
 #: Every request, and the reply to it when it succeeds.
 REQUESTS: Final[dict[type[Request], type[Reply]]] = {
     Lookup: AttrReply,
@@ -654,17 +746,23 @@ REQUESTS: Final[dict[type[Request], type[Reply]]] = {
     SetLock: LockReply,
     Reopen: OpenReply,
     Stats: StatsReply,
+    Fetch: FetchReply,
+    ListTree: TreeReply,
 }
 
 REPLIES: Final[tuple[type[Reply], ...]] = (
     Error, Done, AttrReply, LinkReply, OpenReply, DirReply, DataReply, CountReply, RemovedReply,
-    StatFsReply, ValueReply, NamesReply, LockReply, StatsReply,
+    StatFsReply, ValueReply, NamesReply, LockReply, StatsReply, FetchReply, TreeReply,
 )  # fmt: skip
 
 #: What the session itself says, in either direction.
 CONTROL: Final[tuple[type[Struct], ...]] = (
-    Hello, Welcome, Refused, Ack, Ping, Pong, Bye, Cancel, Changed, InvalidateAll,
+    Hello, Welcome, Refused, Ack, Ping, Pong, Bye, Cancel, Changed, InvalidateAll, Released,
 )  # fmt: skip
 
-#: Requests that carry a payload; every other frame but DataReply must have none.
-WITH_PAYLOAD: Final[tuple[type[Struct], ...]] = (Write, DataReply)
+#: Requests and replies that may carry a payload; every other frame must have none.
+WITH_PAYLOAD: Final[tuple[type[Struct], ...]] = (Write, DataReply, OpenReply, FetchReply)
+
+#: What a client and an engine may have beyond the first version: ``Hello.features`` and ``Welcome.features``.
+#: "leases": changes are told, the watching of the workspace is possible.
+LEASES: Final = "leases"

@@ -17,11 +17,14 @@ from .messages import (
     Cancel,
     Changed,
     Error,
+    Fetch,
     Hello,
     InvalidateAll,
+    Open,
     Ping,
     Pong,
     Read,
+    Released,
     Reply,
     Request,
     Welcome,
@@ -53,8 +56,10 @@ TRANSITIONS: Final[dict[str, dict[EngineState, EngineState]]] = {
 
 def charge_of(request: Request, payload: Buffer) -> int:
     """The bytes of the window that a request takes: of the data that it brings or will bring."""
-    if type(request) is Read:
+    if type(request) is Read or type(request) is Fetch:
         return min(max(request.size, 0), codec.DEFAULT_MAX_PAYLOAD)
+    if type(request) is Open:
+        return min(max(request.inline, 0), codec.DEFAULT_MAX_PAYLOAD)
     return len(payload)
 
 
@@ -203,7 +208,8 @@ class EngineSession:
     def reply(self, reply: Reply, payload: Buffer = b"") -> bytes | None:
         """Answer a request that was :class:`Requested`.
 
-        Returns the encoded reply if it is remembered: whoever keeps a record of it must have done so before
+        Of a reply that is remembered *payload* is not: who asks again gets none. Returns the encoded reply if it is
+        remembered: whoever keeps a record of it must have done so before
         :meth:`outgoing` is sent. Raises :class:`LocalProtocolError`, with nothing said, for a request that has
         been answered, for a reply of the wrong type, and for one that is too large.
         """
@@ -221,16 +227,17 @@ class EngineSession:
             raise LocalProtocolError(f"{type(reply).__name__} does not answer {kind.__name__}")
         frame = None
         if kind.once:
-            frame = self._remembered[seq] = codec.encode_frame(reply, payload)
+            head = codec.encode_head(reply, len(payload))
+            frame = self._remembered[seq] = codec.encode_frame(reply) if payload else head
             if self.state is EngineState.ATTACHED:
-                self._encoder.add_encoded(frame)
+                self._encoder.add_encoded(head, payload)
         elif self.state is EngineState.ATTACHED:
             self._encoder.add(reply, payload)
         del self._executing[seq]
         self._charge -= charge
         return frame
 
-    def notify(self, message: Changed | InvalidateAll) -> None:
+    def notify(self, message: Changed | InvalidateAll | Released) -> None:
         """Tell the client, or, when it is not there, remember that it has missed something."""
         self._notified = True
         if self.state is EngineState.ATTACHED:

@@ -52,6 +52,7 @@ from __future__ import annotations
 import enum
 import errno
 from collections import deque
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -86,6 +87,7 @@ from .messages import (
     Ping,
     Pong,
     Refused,
+    Released,
     Reply,
     Request,
     SetLock,
@@ -213,12 +215,15 @@ class ClientSession:
         transport: str = "direct",
         links: str = "keep",
         handles: list[int] | None = None,
+        features: Sequence[str] = (),
     ) -> None:
-        """A connection was made: greet. *handles*: those still wanted, on a resume; None: all."""
+        """A connection was made: greet. *handles*: those still wanted, on a resume; None: all. *features*: what the
+        client wants of what not every engine has."""
         self._step("connected")
         hello = Hello(
-            [PROTOCOL_VERSION], ticket, self.session, self.epoch, self._client, transport, links, handles
-        )
+            [PROTOCOL_VERSION], ticket, self.session, self.epoch, self._client, transport, links, handles,
+            list(features),
+        )  # fmt: skip
         self._encoder.add(hello)
 
     def disconnected(self) -> list[int]:
@@ -334,7 +339,7 @@ class ClientSession:
         for message, payload in frames:
             if isinstance(message, Reply):
                 self._replied(message, payload, events)
-            elif isinstance(message, (Changed, InvalidateAll)):
+            elif isinstance(message, (Changed, InvalidateAll, Released)):
                 events.append(Notified(message))
             elif isinstance(message, Ping):
                 self._encoder.add(Pong(message.nonce))
