@@ -25,6 +25,9 @@ O_TRUNC: Final = 0o1000
 O_APPEND: Final = 0o2000
 FMODE_EXEC: Final = 0o40  # the kernel's own: opened by execve(2)
 
+#: What may be asked for before anybody needs it; :mod:`.prefetch` says what each is.
+PREFETCH: Final = frozenset({"subtree", "siblings", "readahead", "inline"})
+
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
 
@@ -107,6 +110,7 @@ class Requester(Protocol):
 
     on_notification: Callable[[Struct], None]
     on_welcome: Callable[[Welcome, str], Awaitable[None]]
+    on_state: Callable[[str], None]
     live_handles: Callable[[], list[int]] | None
 
     @property
@@ -133,7 +137,9 @@ class VfsOptions:
 
     ``subdir``: the directory of the workspace that becomes the root, ``b""`` for all of it.
     ``owner``: "squash" shows everything as belonging to ``uid``/``gid``; "raw" passes numbers through.
-    ``links``: "keep", "contain" or "follow". ``cache`` False: nothing is kept, by us or by the kernel.
+    ``links``: "keep", "contain" or "follow". ``cache`` False: nothing is kept, by us or by the kernel. The times to
+    live are for what no lease covers. ``*_bytes`` bound what is remembered, in bytes of memory; ``nodes``: files that
+    the kernel may know at a time. ``prefetch``: the policies in force, of :data:`PREFETCH`.
     """
 
     read_only: bool = False
@@ -146,9 +152,12 @@ class VfsOptions:
     attr_ttl: float = 1.0
     entry_ttl: float = 1.0
     negative_ttl: float = 0.0
-    attr_capacity: int = 200_000
-    entry_capacity: int = 200_000
+    attr_bytes: int = 48 << 20
+    entry_bytes: int = 32 << 20
+    page_bytes: int = 48 << 20
+    nodes: int = 60_000
     page_entries: int = 1000
+    prefetch: frozenset[str] = frozenset()
 
     @property
     def raw(self) -> bool:

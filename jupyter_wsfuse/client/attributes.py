@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 from stat import S_IFREG
 
+from msgspec import structs
+
 from ..errors import os_error
 from ..protocol.messages import (
+    LEASE_SELF,
     Access,
     Attr,
     AttrReply,
@@ -35,6 +38,8 @@ from .tree import Node
 RESERVED_XATTR = b"user.wsfuse."
 #: The one that the engine answers: what may be done with the file, and which rules say so.
 WHY_XATTR = b"user.wsfuse.why"
+#: Extended attributes that a file has listed if it has them at all.
+_LISTED = (b"user.", b"trusted.", b"security.", b"system.posix_acl_")
 
 
 class AttributeOperations(Core):
@@ -44,9 +49,22 @@ class AttributeOperations(Core):
     async def getattr(self, caller: Caller, node: int, handle: int = 0) -> tuple[Attr, float]:
         """Attributes, and the seconds that the kernel may believe them."""
         subject = self.tree.get(node)
-        if handle:
-            self.file(handle)
-        return await self._attributes(subject, handle, caller.key)
+        if handle and self.file(handle).local:
+            handle = 0
+        try:
+            return await self._attributes(subject, handle, caller.key)
+        except OSError as error:
+            # Opened without the server's knowing, and removed by somebody else since.
+            removed = self._removed_while_open(subject) if error.errno == errno.ESTALE else None
+            if removed is None:
+                raise
+            return removed, 0.0
+
+    def _removed_while_open(self, node: Node) -> Attr | None:
+        for file in node.handles.values():
+            if file.local and file.attr is not None:
+                return structs.replace(file.attr, nlink=0)
+        return None
 
     async def _attributes(self, subject: Node, handle: int, key: int) -> tuple[Attr, float]:
         known = None if subject.gone else self.cache.attr(subject.identity)
@@ -61,6 +79,8 @@ class AttributeOperations(Core):
         handle = handle or subject.reach()
         ref = Ref(b"", None, handle) if handle else self.ref(subject)
         reply = await self.ask(AttrReply, GetAttr(0, ref), key, ref=subject)
+        if reply.lease & LEASE_SELF:
+            self.cache.grant(reply.attr.identity, since)
         return self.told(subject, reply.attr, since)
 
     @measured
@@ -72,8 +92,8 @@ class AttributeOperations(Core):
         """Set what is not None; times in nanoseconds, -1 for the server's present time."""
         self.may_write()
         subject = self.tree.get(node)
-        if handle:
-            self.file(handle)
+        if handle and self.file(handle).local:
+            handle = 0
         if not self.options.raw and (uid is not None or gid is not None):
             if uid not in (None, self.options.uid) or gid not in (None, self.options.gid):
                 raise os_error(errno.EPERM, "owners are not passed to the server on this mount")
@@ -99,7 +119,27 @@ class AttributeOperations(Core):
         if self.read_only and mask & 2:
             raise os_error(errno.EROFS, "mounted read-only")
         subject = self.tree.get(node)
-        await self.ask(Done, Access(0, self.ref(subject), mask), caller.key, ref=subject)
+        record = self.cache.record(subject.identity)
+        if record is not None and record.cover and not self.options.raw:
+            if record.denied & mask:
+                raise os_error(errno.EACCES)
+            if not mask & ~record.allowed:
+                self.stats["access"].hits += 1
+                return
+        since = self.cache.version
+        try:
+            await self.ask(Done, Access(0, self.ref(subject), mask), caller.key, ref=subject)
+        except OSError as error:
+            if error.errno == errno.EACCES and mask in (1, 2, 4):
+                self._remember(subject, since, 0, mask)
+            raise
+        self._remember(subject, since, mask, 0)
+
+    def _remember(self, node: Node, since: int, allowed: int, denied: int) -> None:
+        record = self.cache.record(node.identity)
+        if record is not None and record.cover and self.cache.fresh(node.identity, since):
+            record.allowed |= allowed
+            record.denied |= denied
 
     @measured
     async def readlink(self, caller: Caller, node: int) -> bytes:
@@ -139,12 +179,19 @@ class AttributeOperations(Core):
         """Return when everything written is on the server's disk."""
         await self.ask(Done, SyncFs(0), caller.key)
 
-    # Extended attributes are not cached: nobody is told when they change.
+    # Of extended attributes only that there are none is remembered.
+
+    def _plain(self, node: Node) -> bool:
+        record = None if node.gone else self.cache.record(node.identity)
+        return record is not None and record.plain and record.cover != 0
 
     @measured
     async def getxattr(self, caller: Caller, node: int, name: bytes) -> bytes:
         subject = self.tree.get(node)
         if name.startswith(RESERVED_XATTR) and name != WHY_XATTR:
+            raise os_error(errno.ENODATA)
+        if name.startswith(_LISTED) and name != WHY_XATTR and self._plain(subject):
+            self.stats["getxattr"].hits += 1
             raise os_error(errno.ENODATA)
         reply = await self.ask(ValueReply, GetXattr(0, self.ref(subject), name), caller.key, ref=subject)
         return reply.value
@@ -160,6 +207,9 @@ class AttributeOperations(Core):
     @measured
     async def listxattr(self, caller: Caller, node: int) -> list[bytes]:
         subject = self.tree.get(node)
+        if self._plain(subject):
+            self.stats["listxattr"].hits += 1
+            return []
         reply = await self.ask(NamesReply, ListXattr(0, self.ref(subject)), caller.key, ref=subject)
         return [name for name in reply.names if not name.startswith(RESERVED_XATTR)]
 

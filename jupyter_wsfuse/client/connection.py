@@ -37,7 +37,7 @@ from jupyter_wsfuse.client.waiting import Answer, Waiting
 from jupyter_wsfuse.errors import RefusedError, RemoteProtocolError, TransportError, errno_number, os_error
 from jupyter_wsfuse.host import host_id
 from jupyter_wsfuse.protocol.codec import HEADROOM
-from jupyter_wsfuse.protocol.messages import Error, Reply, Request, Struct, Welcome
+from jupyter_wsfuse.protocol.messages import LEASES, Error, Reply, Request, Struct, Welcome
 from jupyter_wsfuse.protocol.session import (
     ClientSession,
     ClientState,
@@ -263,11 +263,14 @@ class Connection:
 
     def status(self) -> dict[str, Any]:
         """For people: JSON-able, without secrets. ``since`` in seconds since the epoch, ``deadline`` in seconds.
-        ``read_only``: the server lets nothing be changed, as it said last."""
+        ``read_only``: the server lets nothing be changed, as it said last. ``told``: it tells of changes; if not,
+        ``untold_because`` says why."""
         return {
             "state": self._state,
             "transport": self._transport,
             "read_only": self._welcome is not None and self._welcome.read_only,
+            "told": self._welcome is not None and LEASES in self._welcome.features,
+            "untold_because": "" if self._welcome is None else self._welcome.unwatched,
             "url": self.server.url,
             "source": self.server.source,
             "rtt_ms": None if self._rtt is None else round(self._rtt * 1000, 3),
@@ -334,7 +337,14 @@ class Connection:
             self._greeting = self._loop.create_future()
             # On a resume the engine closes what is not in this list; before a session exists there is nothing.
             handles = self.live_handles() if self.live_handles is not None and session.session else None
-            session.connected(ticket.ticket, transport=self._transport, links=options.links, handles=handles)
+            features = [LEASES] if options.leases else []
+            session.connected(
+                ticket.ticket,
+                transport=self._transport,
+                links=options.links,
+                handles=handles,
+                features=features,
+            )
             begun = time.monotonic()  # uvloop's clock counts milliseconds
             self._flush()
             try:

@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import logging
+import secrets
 import time
 from collections.abc import Callable
 from stat import S_IFDIR
 from typing import Any, Final, TypeVar
 
 from ..errors import errno_of, os_error
-from ..protocol.messages import Attr, Close, GetAttr, Ref, Reply, Request
+from ..protocol.messages import (
+    Attr,
+    Close,
+    GetAttr,
+    Identity,
+    Open,
+    OpenDir,
+    OpenReply,
+    Ref,
+    Reply,
+    Request,
+)
 from .api import Caller, Entry, Invalidator, NoInvalidator, Recorder, Requester, VfsOptions
 from .cache import Cache
 from .denials import Denials
+from .fetcher import Fetcher
 from .handles import OpenFile
+from .pages import Pages
 from .profiler import Profiler
 from .tree import Node, Tree, Version
 
@@ -30,7 +45,16 @@ _RACY: int = 10**9
 #: Operations that are given a directory and a name in it.
 _BY_NAME: Final = frozenset({"lookup", "mkdir", "mknod", "symlink", "unlink", "rmdir", "rename", "create"})
 
+#: Files that the kernel is asked to forget at a time.
+_SHED: Final = 256
+
 _NOTHING = Attr(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+
+
+def _looked_at(opening: asyncio.Future[None]) -> None:
+    """Whoever waits has heard of the error; if nobody does, it does not matter."""
+    if not opening.cancelled():
+        opening.exception()
 
 
 class Core:
@@ -53,6 +77,11 @@ class Core:
         self.tree = Tree(options.subdir.strip(b"/"), recorder)
         self.tree.on_drop = self._dropped
         self.cache = Cache(options, clock, wall)
+        self.pages = Pages(options.page_bytes, self.cache.leases, self.cache.attr_ttl, clock)
+        self.cache.on_drop = self.pages.unsure
+        self.fetcher = Fetcher(
+            connection, options, self.cache, self.pages, own=self._own, version=self.version, clock=clock
+        )
         self.denials = Denials(clock)
         self.files: dict[int, OpenFile] = {}
         self.read_only = options.read_only
@@ -78,17 +107,24 @@ class Core:
         *nodes* names the fields that are references: when the server answers ``ESTALE``, those are tried in
         another way before the kernel is told.
         """
+        reply, _ = await self.ask_data(expected, request, key, **nodes)
+        return reply
+
+    async def ask_data(
+        self, expected: type[AnyReply], request: Request, key: int = 0, **nodes: Node
+    ) -> tuple[AnyReply, bytes]:
+        """:meth:`ask`, and the data that came with the reply."""
         try:
-            reply, _ = await self.call(request, key=key)
+            reply, data = await self.call(request, key=key)
         except OSError as error:
             if error.errno != errno.ESTALE or not nodes:
                 raise
             if not await self._other_ways(request, nodes):
                 raise
-            reply, _ = await self.call(request, key=key)
+            reply, data = await self.call(request, key=key)
         if type(reply) is not expected:
             raise os_error(errno.EIO, f"the server answered {request} with {reply}")
-        return reply
+        return reply, data
 
     async def call(self, request: Request, payload: bytes = b"", *, key: int = 0) -> tuple[Reply, bytes]:
         """Send *request* for the operation that runs, whose waiting this is, and return reply and payload."""
@@ -106,9 +142,11 @@ class Core:
     async def _other_ways(self, request: Request, nodes: dict[str, Node]) -> bool:
         found = False
         for field, node in nodes.items():
-            ref = await self._other_way(node, getattr(request, field))
+            named = getattr(request, field)
+            several = isinstance(named, list)  # of one
+            ref = await self._other_way(node, named[0] if several else named)
             if ref is not None:
-                setattr(request, field, ref)
+                setattr(request, field, [ref] if several else ref)
                 found = True
         return found
 
@@ -135,7 +173,7 @@ class Core:
             if isinstance(answer, OSError) and answer.errno in (errno.ESTALE, errno.ENOENT, errno.ENOTDIR):
                 if parent.children.get(name) is child:
                     self.tree.unlink(parent, name)
-                self.cache.drop_entry(parent.id, name)
+                self.cache.drop_entry(parent.identity, name)
                 self.cache.drop_attr(child.identity)
                 self.invalidator.inval_entry(parent.id, name)
                 return
@@ -164,47 +202,86 @@ class Core:
             attr.gid = self.options.gid
         return attr
 
-    def told(self, node: Node, attr: Attr, since: int) -> tuple[Attr, float]:
-        """*attr*, asked for at cache version *since*, goes to the kernel, and with it how long it holds."""
+    def told(self, node: Node, attr: Attr, since: int, parent: Identity | None = None) -> tuple[Attr, float]:
+        """*attr*, asked for at cache version *since*, goes to the kernel, and with it how long it holds. *parent*: a
+        directory in which the file is."""
         self._own(attr)
         node.told = (attr.size, attr.mtime, attr.ctime)
         if node is self.tree.root and node.identity != attr.identity:
             self.tree.root_is(attr.identity)
         if node.gone:  # where files have no birth time, a new one may have the same identity by now
             return attr, 0.0
-        return attr, self.cache.keep_attr(node.identity, attr, since)
+        return attr, self.keep_attr(node, attr, since, parent)
+
+    def keep_attr(self, node: Node, attr: Attr, since: int, parent: Identity | None = None) -> float:
+        """Remember *attr* of *node*, asked for at cache version *since*. The seconds that the kernel may believe it."""
+        if parent is None:
+            parent = self.parent_of(node)
+        ttl = self.cache.keep_attr(node.identity, attr, since, parent)
+        if ttl:
+            self.pages.renew(node.identity, self.version(attr), self.cache.cover(attr, parent))
+        return ttl
+
+    def parent_of(self, node: Node) -> Identity | None:
+        """A directory that is known to have *node* in it now."""
+        for parent, name in node.names:
+            known = self.cache.entry(parent.identity, name)
+            if known is not None and known[0] == node.identity:
+                return parent.identity
+        return None
 
     def entry(self, parent: Node, name: bytes, attr: Attr, entry_since: int, attr_since: int) -> Entry:
         """*name* in *parent* is the file of *attr*: count the lookup and tell the kernel."""
         node = self.tree.intern(attr)
-        key = (parent.id, name)
+        key = (parent.identity, name)
         # An answer older than what we know must not take a name away from the node that has it.
         if self.cache.fresh(key, entry_since) or name not in parent.children:
             self.tree.link(parent, name, node)
-        self.tree.look(node)
-        entry_ttl = self.cache.keep_entry(parent.id, name, node.identity, entry_since)
-        _, attr_ttl = self.told(node, attr, attr_since)
+        self._look(node)
+        entry_ttl = self.cache.keep_entry(parent.identity, name, node.identity, entry_since)
+        _, attr_ttl = self.told(node, attr, attr_since, parent.identity if entry_ttl else None)
         return Entry(node.id, 0, attr, entry_ttl, attr_ttl)
+
+    def _look(self, node: Node) -> None:
+        self.tree.look(node)
+        if len(self.tree) > self.options.nodes:
+            self._shed()
+
+    def _shed(self) -> None:
+        """The kernel knows too many files: have it forget those that it was told of longest ago and does not use."""
+        nodes = self.tree.nodes
+        asked = 0
+        for node in list(itertools.islice(nodes.values(), 4 * _SHED)):
+            nodes[node.id] = nodes.pop(node.id)  # not the same ones again
+            if not node.children and not node.handles and node is not self.tree.root:
+                for parent, name in node.names:
+                    self.invalidator.inval_entry(parent.id, name)
+                asked += 1
+                if asked >= _SHED:
+                    break
 
     def cached_entry(self, parent: Node, name: bytes) -> Entry | None:
         """The same from the cache, if it knows both what *name* is and its attributes."""
-        known = self.cache.entry(parent.id, name)
+        known = self.cache.entry(parent.identity, name)
         if known is None:
             return None
         identity, entry_ttl = known
         if identity is None:
-            return self.no_entry(entry_ttl)
+            return self.no_entry(parent, name, entry_ttl)
         attributes = self.cache.attr(identity)
         if attributes is None:
             return None
         attr, attr_ttl = attributes
         node = self.tree.intern(attr)
         self.tree.link(parent, name, node)
-        self.tree.look(node)
+        self._look(node)
         node.told = (attr.size, attr.mtime, attr.ctime)
         return Entry(node.id, 0, attr, entry_ttl, attr_ttl)
 
-    def no_entry(self, ttl: float) -> Entry:
+    def no_entry(self, parent: Node, name: bytes, ttl: float) -> Entry:
+        """*name* in *parent* does not exist, for *ttl* seconds."""
+        if parent is self.tree.root and not self.tree.missing(name):
+            ttl = 0.0
         return Entry(0, 0, _NOTHING, ttl, 0.0)
 
     def version(self, attr: Attr) -> Version | None:
@@ -212,6 +289,13 @@ class Core:
         if self._wall() - max(attr.mtime, attr.ctime) < _RACY:
             return None
         return attr.size, attr.mtime, attr.ctime
+
+    def state(self, node: Node, attr: Attr) -> Version | None:
+        """The same for the kernel's pages, which are told of changes while there is a lease."""
+        record = self.cache.record(node.identity)
+        if record is not None and record.cover:
+            return attr.size, attr.mtime, attr.ctime
+        return self.version(attr)
 
     # --- for people ------------------------------------------------------------------------------------
 
@@ -240,13 +324,57 @@ class Core:
 
     # --- open files ------------------------------------------------------------------------------------
 
-    def opened(self, handle: int, node: Node, flags: int, directory: bool = False) -> OpenFile:
-        """The server opened *node* as *handle*. Doing it twice is harmless."""
+    def opened(
+        self, handle: int, node: Node, flags: int, directory: bool = False, local: bool = False
+    ) -> OpenFile:
+        """*node* is open as *handle*, at the server or, if *local*, here alone. Doing it twice is harmless."""
         file = self.files.get(handle)
         if file is None:
             file = self.files[handle] = node.handles[handle] = OpenFile(handle, node, flags, directory)
-            self.tree.record("open", handle, node.id, flags, directory)
+            file.local = local
+            self.tree.record("open", handle, node.id, flags, directory, local)
         return file
+
+    def opened_here(self, node: Node, flags: int, directory: bool = False) -> OpenFile:
+        """Open *node* without telling the server; :meth:`real` does when that becomes necessary."""
+        handle = 0
+        while not handle or handle in self.files:
+            handle = secrets.randbits(62)
+        return self.opened(handle, node, flags, directory, local=True)
+
+    async def real(self, file: OpenFile) -> OpenFile:
+        """See to it that the server has *file* open, too."""
+        if file.local:
+            await asyncio.shield(self.tell(file))
+        return file
+
+    def tell(self, file: OpenFile) -> asyncio.Future[None]:
+        """Tell the server of *file*, which is open here alone. What tasks that are started later ask is asked later."""
+        if file.opening is None:
+            file.opening = asyncio.get_running_loop().create_task(self._open_there(file))
+            file.opening.add_done_callback(_looked_at)
+        return file.opening
+
+    async def _open_there(self, file: OpenFile) -> None:
+        node = file.node
+        try:
+            if file.directory:
+                request: Request = OpenDir(0, self.ref(node), file.handle)
+            else:
+                request = Open(0, self.ref(node), file.flags, False, file.handle)
+            try:
+                await self.ask(OpenReply, request, ref=node)
+            except OSError as error:
+                if (
+                    error.errno != errno.EEXIST
+                ):  # by a predecessor of this process that had no time to note it
+                    raise
+            file.local = False
+            self.tree.record("real", file.handle)
+            if self.files.get(file.handle) is not file:  # closed meanwhile
+                self.connection.post(Close(0, file.handle))
+        finally:
+            file.opening = None
 
     def file(self, handle: int) -> OpenFile:
         """The open file of that number; raises what is wrong with it if the server has lost it."""
@@ -261,7 +389,7 @@ class Core:
         """The kernel is done with *handle*; the server is told, nobody waits for it."""
         file = self.files.get(handle)
         if file is not None:
-            if file.failure is None:
+            if file.failure is None and not file.local:
                 self.connection.post(Close(0, handle))
             self.tree.record("close", handle)
             self.shut(file)

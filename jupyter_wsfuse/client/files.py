@@ -1,22 +1,23 @@
-"""Operations on open files: open, read, write, and what becomes of their pages in the kernel."""
+"""Operations on open files: open, write, and what becomes of their pages in the kernel."""
 
 from __future__ import annotations
 
 import errno
+from stat import S_IFREG
 from typing import Final
 
 from ..errors import os_error
 from ..protocol.messages import (
+    Attr,
     CopyRange,
     CountReply,
     Create,
-    DataReply,
     Done,
     Fallocate,
     Fsync,
+    Identity,
     Open,
     OpenReply,
-    Read,
     Seek,
     TmpFile,
     Write,
@@ -24,6 +25,7 @@ from ..protocol.messages import (
 from .api import FMODE_EXEC, O_ACCMODE, O_APPEND, O_CREAT, O_EXCL, O_TRUNC, Caller, Entry, Opened
 from .core import Core
 from .handles import OpenFile
+from .prefetch import SMALL
 from .profiler import measured
 from .tree import Node
 
@@ -36,7 +38,7 @@ _LONGEST_COPY: Final = 1 << 30
 
 
 class FileOperations(Core):
-    """open, create, read, write and their relatives."""
+    """open, create, write and their relatives."""
 
     @measured
     async def open(self, caller: Caller, node: int, flags: int, kill_priv: bool = False) -> Opened:
@@ -44,7 +46,14 @@ class FileOperations(Core):
         subject = self.tree.get(node)
         if flags & (O_ACCMODE | O_TRUNC):
             self.may_write()
-        request = Open(0, self.ref(subject), flags & _SENT & ~(O_CREAT | O_EXCL), kill_priv)
+        reads = not flags & (O_ACCMODE | O_TRUNC | FMODE_EXEC)
+        if reads and self.options.cache:
+            here = await self._open_here(subject, flags)
+            if here is not None:
+                self.stats["open"].hits += 1
+                return here
+        inline = self._inline(subject) if reads else 0
+        request = Open(0, self.ref(subject), flags & _SENT & ~(O_CREAT | O_EXCL), kill_priv, 0, inline)
         if flags & O_TRUNC:
             subject.pages = None
             with self.cache.changing(subject.identity) as change:
@@ -52,13 +61,67 @@ class FileOperations(Core):
             since = change.token(subject.identity)
         else:
             since = self.cache.version
-            reply = await self.ask(OpenReply, request, caller.key, ref=subject)
+            reply, data = await self.ask_data(OpenReply, request, caller.key, ref=subject)
         file = self.opened(reply.handle, subject, flags & _SENT)
-        version = self.version(reply.attr)
+        # The kernel is not told these attributes: what it believes (`told`) stays what it was.
+        parent = self.parent_of(subject)
+        self._own(reply.attr)
+        if reads:
+            self._opened_to_read(subject, reply.attr, data, since, parent, inline)
+        else:
+            self.keep_attr(subject, reply.attr, since, parent)
+        version = self.state(subject, reply.attr)
         keep = version is not None and subject.pages == version
         subject.pages = version
-        # The kernel is not told these attributes: what it believes (`told`) stays what it was.
-        self.cache.keep_attr(subject.identity, self._own(reply.attr), since)
+        return self._as_opened(file, keep)
+
+    def _inline(self, node: Node) -> int:
+        """The bytes that an opening of *node* had better bring with it."""
+        record = self.cache.record(node.identity)
+        if record is None or not record.cover or not self.fetcher.wants("inline"):
+            return 0
+        size = record.attr.size
+        return size if 0 < size <= SMALL and node.type == S_IFREG else 0
+
+    def _opened_to_read(
+        self, node: Node, attr: Attr, data: bytes, since: int, parent: Identity | None, inline: int
+    ) -> None:
+        if inline:
+            tally = self.fetcher.inline
+            tally.issued += 1
+            tally.hit() if data else tally.miss()
+        if node.identity == attr.identity and not node.gone:
+            self.pages.renew(node.identity, self.version(attr), self.cache.cover(attr, parent))
+            self.fetcher.keep_content(node.identity, attr, data, since, parent, 0, False)
+            self._tell_siblings(node, parent, False)
+
+    def _tell_siblings(self, node: Node, parent: Identity | None, hit: bool) -> None:
+        record = self.cache.record(node.identity)
+        if parent is None or record is None or record.attr.size > SMALL or node.type != S_IFREG:
+            return
+        for above, name in node.names:
+            if above.identity == parent:
+                self.fetcher.opened(parent, name, hit)
+                return
+
+    async def _open_here(self, node: Node, flags: int) -> Opened | None:
+        """Open *node* without asking the server, which let us open it before and has told of no change since."""
+        if node.gone:
+            return None
+        await self.fetcher.fetched(node.identity)
+        record = self.cache.record(node.identity)
+        if record is None or not record.cover or not record.readable:
+            return None
+        file = self.opened_here(node, flags & _SENT)
+        attr = record.attr
+        block = self.pages.block(node.identity, 0) if attr.size <= SMALL else None
+        file.attr = attr
+        if block is not None and len(block) == attr.size:
+            file.content = block
+        version = (attr.size, attr.mtime, attr.ctime)
+        keep = node.pages == version
+        node.pages = version
+        self._tell_siblings(node, self.parent_of(node), True)
         return self._as_opened(file, keep)
 
     def _as_opened(self, file: OpenFile, keep: bool) -> Opened:
@@ -72,7 +135,7 @@ class FileOperations(Core):
         """Open *name*, made if it does not exist (if it must not: ``O_EXCL``)."""
         self.may_write()
         directory = self.tree.get(parent)
-        slot = (parent, name)
+        slot = (directory.identity, name)
         sent = flags & _SENT | O_CREAT
         with self.cache.changing(directory.identity, slot) as change:
             request = Create(0, self.ref(directory), name, mode, sent, *self.owner(caller), kill_priv)
@@ -95,7 +158,7 @@ class FileOperations(Core):
         request = TmpFile(0, self.ref(directory), mode, flags & _SENT, *self.owner(caller))
         reply = await self.ask(OpenReply, request, caller.key, parent=directory)
         node = self.tree.intern(reply.attr)
-        self.tree.look(node)
+        self._look(node)
         attr, ttl = self.told(node, reply.attr, since)
         entry = Entry(node.id, 0, attr, 0.0, ttl)
         return entry, self._first_opened(entry, reply.handle, flags)
@@ -110,17 +173,6 @@ class FileOperations(Core):
         self.closed(handle)
 
     # --- data ------------------------------------------------------------------------------------------
-
-    @measured
-    async def read(self, caller: Caller, node: int, handle: int, offset: int, size: int) -> bytes:
-        """Up to *size* bytes; fewer only at the end of the file."""
-        file = self.file(handle)
-        reply, data = await self.call(Read(0, handle, offset, size), key=caller.key)
-        if type(reply) is not DataReply:
-            raise os_error(errno.EIO, f"the server answered a read with {reply}")
-        self.cache.was_read(file.node.identity)
-        self.stats["read"].bytes += len(data)
-        return data
 
     @measured
     async def write(
@@ -146,7 +198,7 @@ class FileOperations(Core):
 
     @measured
     async def fsync(self, caller: Caller, node: int, handle: int, data_only: bool) -> None:
-        self.file(handle)
+        await self.real(self.file(handle))
         await self.ask(Done, Fsync(0, handle, data_only), caller.key)
 
     @measured
@@ -162,7 +214,7 @@ class FileOperations(Core):
     @measured
     async def lseek(self, caller: Caller, node: int, handle: int, offset: int, whence: int) -> int:
         """``SEEK_DATA`` or ``SEEK_HOLE``; the kernel does the others itself."""
-        self.file(handle)
+        await self.real(self.file(handle))
         return (await self.ask(CountReply, Seek(0, handle, offset, whence), caller.key)).count
 
     @measured
@@ -171,7 +223,7 @@ class FileOperations(Core):
         node_out: int, handle_out: int, offset_out: int, length: int,
     ) -> int:  # fmt: skip
         """Copy on the server; may copy less than *length*, 0 only at the end of the source."""
-        source, target = self.file(handle).node, self.file(handle_out).node
+        source, target = (await self.real(self.file(handle))).node, self.file(handle_out).node
         request = CopyRange(0, handle, offset, handle_out, offset_out, min(length, _LONGEST_COPY))
         with self.cache.changing(target.identity):
             count = (await self.ask(CountReply, request, caller.key)).count

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ..protocol.messages import DirEntry, Lock
+from ..protocol.messages import Attr, DirEntry, Lock
 from ..protocol.ranges import Span, assign
 
 if TYPE_CHECKING:
+    from .readahead import ReadAhead
     from .tree import Node
 
 
 class OpenFile:
     """An open file or directory. ``handle`` is the server's number, and the kernel's.
 
-    ``failure``: the server has lost it, and this is what every further use answers.
+    ``failure``: the server has lost it, and this is what every further use answers. ``local``: the server does not know
+    of it (yet; ``opening``: it is being told). ``ahead``: how it is read. ``content`` and ``attr``: all of
+    its data, of a small file, and its attributes when it was opened here alone, for the case that it is removed before
+    the server is told.
     """
 
-    __slots__ = ("handle", "node", "flags", "directory", "failure", "page")
+    __slots__ = (
+        "handle", "node", "flags", "directory", "failure", "page", "local", "opening", "ahead", "content", "attr",
+    )  # fmt: skip
 
     def __init__(self, handle: int, node: Node, flags: int, directory: bool = False) -> None:
         self.handle = handle
@@ -27,6 +34,11 @@ class OpenFile:
         self.directory = directory
         self.failure: OSError | None = None
         self.page: DirPage | None = None
+        self.local = False
+        self.opening: asyncio.Future[None] | None = None
+        self.ahead: ReadAhead | None = None
+        self.content: bytes | None = None
+        self.attr: Attr | None = None
 
 
 class DirPage:

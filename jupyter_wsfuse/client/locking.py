@@ -17,7 +17,7 @@ class LockOperations(Core):
     @measured
     async def getlk(self, caller: Caller, node: int, handle: int, lock: Lock) -> Lock:
         """The first lock in the way of *lock*, or one of type "u"."""
-        self.file(handle)
+        await self.real(self.file(handle))
         reply = await self.ask(LockReply, GetLock(0, handle, lock), caller.key)
         if reply.lock is not None:
             return reply.lock
@@ -29,7 +29,7 @@ class LockOperations(Core):
 
         When it is granted, nothing older than the lock is left in any cache.
         """
-        file = self.file(handle)
+        file = await self.real(self.file(handle))
         reply = await self.ask(LockReply, SetLock(0, handle, lock, wait), caller.key)
         self._locked(file.node, handle, lock)
         if lock.type != "u":

@@ -7,12 +7,15 @@ from stat import S_ISDIR
 
 from ..errors import os_error
 from ..protocol.messages import (
+    LEASE_PARENT,
+    LEASE_SELF,
     Attr,
     AttrReply,
     Link,
     Lookup,
     MkDir,
     MkNod,
+    Ref,
     RemovedReply,
     Rename,
     Request,
@@ -40,9 +43,13 @@ class NameOperations(Core):
         if known is not None:
             self.cache.hits += 1
             self.stats["lookup"].hits += 1
+            self.entered(directory)
             return known
         self.cache.misses += 1
-        key = (parent, name)
+        await self.looked_into(directory, name)
+        if (known := self.cached_entry(directory, name)) is not None:
+            return known
+        key = (directory.identity, name)
         for _ in range(_ATTEMPTS):
             since = self.cache.version
             try:
@@ -53,13 +60,35 @@ class NameOperations(Core):
                     raise
                 if self.cache.fresh(key, since):
                     self.tree.unlink(directory, name)
-                ttl = self.cache.keep_entry(parent, name, None, since)
+                ttl = self.cache.keep_entry(directory.identity, name, None, since)
                 if ttl:
-                    return self.no_entry(ttl)
+                    return self.no_entry(directory, name, ttl)
                 raise
             if self.cache.fresh(key, since):
                 break
+        if reply.lease & LEASE_PARENT:
+            self.cache.grant(directory.identity, since)
+        if reply.lease & LEASE_SELF:
+            self.cache.grant(reply.attr.identity, since)
         return self.entry(directory, name, reply.attr, since, since)
+
+    def entered(self, directory: Node) -> None:
+        """A name in *directory* was answered from memory."""
+        known = self.cache.known(directory.identity)
+        if known is not None and known.prefetched:
+            self.fetcher.entered(known)
+
+    async def looked_into(self, directory: Node, name: bytes) -> None:
+        """*name* in *directory* is not known: have the others listed, and wait for a listing that is under way."""
+        identity = directory.identity
+        if not self.fetcher.wants("subtree") or not self.cache.leases.offered:
+            return
+        await self.fetcher.listed(identity, alone=True)
+        if self.cache.directory(identity) is None and not directory.gone:
+            path = self.tree.path_of(directory)
+            if path is not None:
+                self.fetcher.list_soon(Ref(path, identity), identity)
+                self.fetcher.walk(path)
 
     def forget(self, node: int, count: int) -> None:
         """The kernel takes back *count* of the lookups that it was told."""
@@ -87,7 +116,7 @@ class NameOperations(Core):
         return await self._make(caller, directory, name, request)
 
     async def _make(self, caller: Caller, directory: Node, name: bytes, request: Request) -> Entry:
-        slot = (directory.id, name)
+        slot = (directory.identity, name)
         with self.cache.changing(directory.identity, slot) as change:
             reply = await self.ask(AttrReply, request, caller.key, parent=directory)
         return self.entry(directory, name, reply.attr, change.token(slot), change.token(reply.attr.identity))
@@ -97,7 +126,7 @@ class NameOperations(Core):
         """*name* in *parent* becomes another name of *node*."""
         directory = self._directory(parent)
         subject = self.tree.get(node)
-        slot = (parent, name)
+        slot = (directory.identity, name)
         with self.cache.changing(directory.identity, slot, subject.identity) as change:
             request = Link(0, self.ref(subject), self.ref(directory), name)
             reply = await self.ask(AttrReply, request, caller.key, ref=subject, parent=directory)
@@ -119,13 +148,14 @@ class NameOperations(Core):
 
     async def _remove(self, caller: Caller, directory: Node, name: bytes, request: Request) -> None:
         victim = directory.children.get(name)
-        slot = (directory.id, name)
+        slot = (directory.identity, name)
         keys = (directory.identity, slot) if victim is None else (directory.identity, slot, victim.identity)
         with self.cache.changing(*keys) as change:
             reply = await self.ask(RemovedReply, request, caller.key, parent=directory)
         if reply.attr is None:
             raise os_error(errno.EIO, f"the server answered {request} with {reply}")
         self._removed(directory, name, reply.attr, reply.pin, change)
+        self.cache.keep_entry(directory.identity, name, None, change.token(slot))
 
     def _removed(self, directory: Node, name: bytes, attr: Attr, pin: int, change: Change) -> None:
         """The server took *name* from the file of *attr*."""
@@ -151,13 +181,18 @@ class NameOperations(Core):
         source, target = self._directory(parent), self._directory(new_parent)
         moving, standing = source.children.get(name), target.children.get(new_name)
         files = {node.identity for node in (source, target, moving, standing) if node is not None}
-        with self.cache.changing(*files, *{(parent, name), (new_parent, new_name)}) as change:
+        here, there = (source.identity, name), (target.identity, new_name)
+        with self.cache.changing(*files, *{here, there}) as change:
             request = Rename(0, self.ref(source), name, self.ref(target), new_name, flags, pin=True)
             reply = await self.ask(RemovedReply, request, caller.key, parent=source, new_parent=target)
         if reply.moved is None:
             raise os_error(errno.EIO, f"the server answered {request} with {reply}")
         moving = self.tree.find(reply.moved.identity)
-        self.cache.keep_attr(reply.moved.identity, self._own(reply.moved), change.token(reply.moved.identity))
+        if reply.attr is None or reply.attr.identity != reply.moved.identity:
+            self.cache.keep_entry(*there, reply.moved.identity, change.token(there))
+        self.cache.keep_attr(
+            reply.moved.identity, self._own(reply.moved), change.token(reply.moved.identity), target.identity
+        )
         if flags == RENAME_EXCHANGE:
             self._exchanged(source, name, moving, target, new_name, standing)
             return
@@ -172,6 +207,7 @@ class NameOperations(Core):
         if source.children.get(name) is moving:
             self.tree.unlink(source, name)
         self.tree.link(target, new_name, moving)
+        self.cache.keep_entry(*here, None, change.token(here))
 
     def _exchanged(
         self,

@@ -5,24 +5,27 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Iterable, Iterator
-from stat import S_ISDIR
+from stat import S_IFDIR, S_ISDIR
 from typing import Any
 
 from ..errors import MountError, os_error
 from ..protocol.messages import (
+    LEASES,
     Attr,
     AttrReply,
     Changed,
     GetAttr,
+    Identity,
     InvalidateAll,
     Lock,
     OpenReply,
     Ref,
+    Released,
     Reopen,
     Struct,
     Welcome,
 )
-from .api import O_CREAT, O_EXCL, O_TRUNC
+from .api import O_CREAT, O_EXCL, O_TRUNC, ROOT
 from .core import Core, log
 from .handles import OpenFile, apply_lock, locks_of
 
@@ -41,36 +44,86 @@ class RecoveryOperations(Core):
         if isinstance(message, InvalidateAll):
             log.info("forgetting everything: %s", message.reason)
             self.forget_all()
+        elif isinstance(message, Released):
+            for identity in message.identities:
+                self._released(identity)
         elif isinstance(message, Changed):
             for change in message.changes:
-                self.cache.drop_attr(change.identity)
-                node = self.tree.find(change.identity)
-                if node is None:
-                    continue
                 if change.name is None:
-                    node.told = None
-                    node.pages = None
-                    self.invalidator.inval_node(node.id)
+                    self._file_changed(change.identity)
                 else:
-                    self.cache.drop_entry(node.id, change.name)
-                    self.invalidator.inval_entry(node.id, change.name)
-                    self.invalidator.inval_node(node.id, data=False)
+                    self._entry_changed(change.identity, change.name)
+
+    def _file_changed(self, identity: Identity) -> None:
+        self.cache.drop_attr(identity)
+        node = self.tree.find(identity)
+        if node is not None:
+            node.told = None
+            node.pages = None
+            self.invalidator.inval_node(node.id)
+
+    def _entry_changed(self, parent: Identity, name: bytes) -> None:
+        """*name* in the directory *parent* is another now; what it was may have been changed before that."""
+        known = self.cache.known(parent)
+        before = None if known is None else known.names.get(name)
+        directory = self.tree.find(parent)
+        child = None if directory is None else directory.children.get(name)
+        for identity in {before, None if child is None else child.identity}:
+            if identity is not None:
+                self._file_changed(identity)
+        self.cache.drop_attr(parent)
+        self.cache.drop_entry(parent, name)
+        if directory is not None:
+            self.invalidator.inval_entry(directory.id, name)
+            self.invalidator.inval_node(directory.id)
+
+    def _released(self, identity: Identity) -> None:
+        """What was believed because of the lease on *identity* is not believed any more, by nobody."""
+        self.cache.drop_directory(identity)
+        self._file_changed(identity)
+        node = self.tree.find(identity)
+        if node is None or node.type != S_IFDIR:
+            return
+        for name, child in node.children.items():
+            if child.type != S_IFDIR:
+                self._file_changed(child.identity)
+            self.invalidator.inval_entry(node.id, name)
+        if node is self.tree.root:
+            for name in self.tree.take_missing():
+                self.invalidator.inval_entry(node.id, name)
+        for parent, name in node.names:  # and with it the names that are not in it
+            self.invalidator.inval_entry(parent.id, name)
+
+    def state_changed(self, state: str) -> None:
+        """The connection is in another state now: without one, nobody tells us of changes."""
+        self.fetcher.usable = state == "connected"
+        if state in ("reconnecting", "parked"):
+            self.cache.leases.clear()
+            self.forget_all()
 
     def forget_all(self) -> None:
         """Believe nothing that was known before, and let the kernel believe none of it."""
         self.cache.clear()
+        self.pages.unsure_all()
+        self.fetcher.forget()
         for node in self.tree.nodes.values():
             node.told = None
             node.pages = None
             self.invalidator.inval_node(node.id)
             for name in node.children:
                 self.invalidator.inval_entry(node.id, name)
+        for name in self.tree.take_missing():
+            self.invalidator.inval_entry(ROOT, name)
 
     # --- the server ------------------------------------------------------------------------------------
 
     def live_handles(self) -> list[int]:
         """What the server must keep open for us."""
-        handles = [handle for handle, file in self.files.items() if file.failure is None]
+        handles = [
+            handle
+            for handle, file in self.files.items()
+            if file.failure is None and (not file.local or file.opening is not None)
+        ]
         return handles + [node.pin for node in self.tree.nodes.values() if node.pin]
 
     async def recover(self, welcome: Welcome, kind: str) -> None:
@@ -81,11 +134,13 @@ class RecoveryOperations(Core):
         Raises for a new mount that cannot be: :class:`MountError`, or :class:`OSError` about the subdirectory.
         """
         self.read_only = self.options.read_only or welcome.read_only
+        self.cache.leases.offered = LEASES in welcome.features
         if kind == "new":
             await self._begin(welcome)
             return
         if kind != "resumed":
-            self._unrecovered = dict.fromkeys(self.files, kind)
+            self.cache.leases.clear()
+            self._unrecovered = {handle: kind for handle, file in self.files.items() if not file.local}
             for node in self.tree.nodes.values():
                 if node.pin:
                     node.pin = 0
@@ -167,21 +222,25 @@ class RecoveryOperations(Core):
 
     def _apply(self, kind: str, fields: list[Any]) -> None:
         if kind == "open":
-            handle, id, flags, directory = fields
+            handle, id, flags, directory, *rest = fields
             node = self.tree.nodes.get(id)
             if node is not None:
-                self.files[handle] = node.handles[handle] = OpenFile(handle, node, flags, directory)
+                file = self.files[handle] = node.handles[handle] = OpenFile(handle, node, flags, directory)
+                file.local = bool(rest and rest[0])
             return
         if kind == "pin":
             node = self.tree.nodes.get(fields[0])
             if node is not None:
                 node.pin = fields[1]
             return
-        file = self.files.get(fields[0]) if fields else None
-        if file is None:
+        opened = self.files.get(fields[0]) if fields else None
+        if opened is None:
             return
+        file = opened
         if kind == "close":
             self.shut(file)
+        elif kind == "real":
+            file.local = False
         elif kind == "lock":
             owner, start, end, type, pid, flock = fields[1:]
             apply_lock(file.node.locks, file.handle, Lock(owner, start, end, type, pid, flock))
@@ -195,7 +254,7 @@ class RecoveryOperations(Core):
             if node.pin:
                 yield ("pin", node.id, node.pin)
         for file in self.files.values():
-            yield ("open", file.handle, file.node.id, file.flags, file.directory)
+            yield ("open", file.handle, file.node.id, file.flags, file.directory, file.local)
             for lock in locks_of(file.node.locks, file.handle):
                 yield ("lock", file.handle, lock.owner, lock.start, lock.end, lock.type, lock.pid, lock.flock)
             if file.failure is not None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator
 from stat import S_IFDIR, S_IFMT
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import os_error
 from ..protocol.messages import Attr, Identity
@@ -24,6 +24,9 @@ from .api import ROOT, Recorder
 
 if TYPE_CHECKING:
     from .handles import Held, OpenFile
+
+#: Names of the root that the kernel may believe not to exist.
+_MISSING: Final = 4096
 
 Version = tuple[int, int, int]  # size, mtime, ctime: changes whenever the data does
 
@@ -59,7 +62,7 @@ class Node:
     def reach(self) -> int:
         """A handle by which the server finds the file whatever it is called; 0 if there is none."""
         for handle, file in self.handles.items():
-            if file.failure is None:
+            if file.failure is None and not file.local:
                 return handle
         return self.pin
 
@@ -77,6 +80,7 @@ class Tree:
         self.root = Node(ROOT, Identity(0, 0, 0), S_IFDIR)
         self.nodes: dict[int, Node] = {ROOT: self.root}
         self._by_identity: dict[Identity, Node] = {}
+        self._missing: dict[bytes, None] = {}
         self._next = ROOT + 1
 
     def __len__(self) -> int:
@@ -215,6 +219,23 @@ class Tree:
             del node.names[parent, name]
         return node
 
+    # Invalidating the name of a directory makes the kernel forget what is not in it, too. The root has no name.
+
+    def missing(self, name: bytes) -> bool:
+        """The kernel is to be told that *name* is not in the root. False if it had better not be."""
+        if name not in self._missing:
+            if len(self._missing) >= _MISSING:
+                return False
+            self._missing[name] = None
+            self.record("missing", ROOT, name)
+        return True
+
+    def take_missing(self) -> list[bytes]:
+        """Names that the kernel was told are not in the root; from now on it is told that no more."""
+        names = list(self._missing)
+        self._missing.clear()
+        return names
+
     # --- life ------------------------------------------------------------------------------------------
 
     def look(self, node: Node, count: int = 1) -> None:
@@ -280,6 +301,8 @@ class Tree:
         elif kind == "look":
             if node is not None:
                 self.look(node, fields[1])
+        elif kind == "missing":
+            self._missing[bytes(fields[1])] = None
         elif kind == "gone":
             if node is not None:
                 self.bury(node)
@@ -298,4 +321,6 @@ class Tree:
         for node in self.nodes.values():
             for name, child in node.children.items():
                 yield ("name", node.id, name, child.id)
+        for name in self._missing:
+            yield ("missing", ROOT, name)
         yield ("next", self._next)

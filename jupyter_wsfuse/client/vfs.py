@@ -6,7 +6,8 @@
 :mod:`.names`          lookup, forget, mkdir, mknod, symlink, link, unlink, rmdir, rename
 :mod:`.attributes`     getattr, setattr, access, readlink, statfs, syncfs, extended attributes
 :mod:`.directories`    opendir, readdir, unreturned, releasedir, fsyncdir
-:mod:`.files`          open, create, tmpfile, release, read, write, fsync, fallocate, lseek, copy_file_range
+:mod:`.files`          open, create, tmpfile, release, write, fsync, fallocate, lseek, copy_file_range
+:mod:`.reading`        read
 :mod:`.locking`        getlk, setlk, flush
 :mod:`.recovery`       notified, recover, live_handles; restore and snapshot for a daemon that is replaced
 =====================  =============================================================================
@@ -22,6 +23,7 @@ each :class:`Opened` released once, what a listing had no room for is handed to 
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 
 from .api import (
@@ -40,6 +42,7 @@ from .directories import DirectoryOperations
 from .files import FileOperations
 from .locking import LockOperations
 from .names import NameOperations
+from .reading import ReadOperations
 from .recovery import RecoveryOperations
 
 __all__ = [
@@ -53,6 +56,7 @@ class Vfs(
     AttributeOperations,
     DirectoryOperations,
     FileOperations,
+    ReadOperations,
     LockOperations,
     RecoveryOperations,
 ):
@@ -73,9 +77,12 @@ class Vfs(
     ) -> None:
         super().__init__(connection, options, recorder, clock=clock, wall=wall)
         self._unrecovered = {}
+        self._flights, self._exact = {}, {}
+        self._pages, self._streams = OrderedDict(), OrderedDict()
         connection.on_notification = self.notified
         connection.on_welcome = self.recover
         connection.live_handles = self.live_handles
+        connection.on_state = self.state_changed
 
     async def start(self) -> None:
         """Before the connection is opened. What can be wrong with the mount shows in :meth:`recover`."""
@@ -83,3 +90,4 @@ class Vfs(
     async def stop(self) -> None:
         """The mount is gone or handed on: notifications find nobody any more."""
         self.invalidator = NoInvalidator()
+        await self.fetcher.stop()

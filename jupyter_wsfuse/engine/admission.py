@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from ..errors import RefusedError, RemoteProtocolError
 from ..protocol import codec
-from ..protocol.messages import PROTOCOL_VERSION, REFUSALS, Attr, Hello, Refused, Welcome
+from ..protocol.messages import LEASES, PROTOCOL_VERSION, REFUSALS, Attr, Hello, Refused, Welcome
 from ..protocol.serving import read_hello
 from ..protocol.tickets import Ticket, TicketVerifier
 from .context import Context
@@ -147,6 +147,7 @@ class Admission:
         session = applicant.session
         try:
             sandbox = applicant.workspace.open()
+            self._sessions.watcher.settle(sandbox)
             root = sandbox.stat(sandbox.root_fd)
             if session is None:
                 return sandbox, root, self._new_log(applicant)
@@ -233,6 +234,8 @@ class Admission:
         else:
             session.context.sandbox = session.context.sandbox.with_links(hello.links)
             session.context.policy = policy
+        session.wants_leases = LEASES in hello.features
+        unwatched = sessions.lease(session)
         session.client = hello.client[:CLIENT_TEXT]
         session.transport = hello.transport[:CLIENT_TEXT]
         session.read_only = tenant.read_only or not session.may_write
@@ -255,6 +258,8 @@ class Admission:
             read_only=session.read_only,
             raw_owner=raw_owner,
             grace=config.grace,
+            features=[LEASES] if session.context.leases is not None else [],
+            unwatched=unwatched,
         )
         session.proto.attach(welcome)
         caller.admitted(session)

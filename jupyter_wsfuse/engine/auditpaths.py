@@ -69,6 +69,10 @@ def _of_copy(request: m.CopyRange, handles: HandleTable) -> Paths:
     return _handle(request.source, handles), _handle(request.target, handles)
 
 
+def _of_refs(request: m.ListTree, handles: HandleTable) -> Paths:
+    return (_ref(request.refs[0], handles) if request.refs else b""), b""
+
+
 def _nothing(request: Any, handles: HandleTable) -> Paths:
     return b"", b""
 
@@ -80,6 +84,9 @@ def _look(kind: type[Request]) -> _Look:
         m.Rename: _of_rename,
         m.CopyRange: _of_copy,
         m.Reopen: _of_ref,
+        m.Open: _of_ref,
+        m.OpenDir: _of_ref,
+        m.ListTree: _of_refs,
     }
     fields = kind.__struct_fields__
     if kind in special:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from ..protocol import messages as m
-from ..protocol.messages import Change, Changed, Identity, InvalidateAll, Ref
+from ..protocol.messages import Change, Changed, Identity, InvalidateAll, Ref, Released
 
 #: Changes in one message, and changes that wait for one session before it is told to forget everything
 #: instead.
@@ -70,14 +70,15 @@ def changes(request: Any, reply: Any, find: Find) -> Iterator[Place]:
 class Pending:
     """What one session has not been told yet. Bounded: from :data:`PENDING` changes on it is "everything"."""
 
-    __slots__ = ("_everything", "_places")
+    __slots__ = ("_everything", "_places", "_released")
 
     def __init__(self) -> None:
         self._places: dict[Place, None] = {}
         self._everything = ""
+        self._released: dict[Identity, None] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._places or self._everything)
+        return bool(self._places or self._everything or self._released)
 
     def add(self, places: list[Place]) -> None:
         """Remember more changes; one that waits already is not repeated."""
@@ -86,18 +87,26 @@ class Pending:
             if len(self._places) > PENDING:
                 self.everything("too many changes at once")
 
+    def released(self, identities: Iterable[Identity]) -> None:
+        """Leases of the session have ended."""
+        self._released.update(dict.fromkeys(identities))
+
     def everything(self, reason: str) -> None:
         """The session has to forget all it knows."""
         self._everything = reason
         self._places = {}
 
-    def take(self) -> list[Changed | InvalidateAll]:
+    def take(self) -> list[Changed | InvalidateAll | Released]:
         """The messages to send now."""
+        messages: list[Changed | InvalidateAll | Released] = []
         if self._everything:
-            reason, self._everything = self._everything, ""
-            return [InvalidateAll(reason)]
+            messages.append(InvalidateAll(self._everything))
+            self._everything = ""
         places, self._places = list(self._places), {}
-        return [
-            Changed([Change(identity, name) for identity, name in places[start : start + PER_MESSAGE]])
-            for start in range(0, len(places), PER_MESSAGE)
-        ]
+        for start in range(0, len(places), PER_MESSAGE):
+            part = places[start : start + PER_MESSAGE]
+            messages.append(Changed([Change(identity, name) for identity, name in part]))
+        released, self._released = list(self._released), {}
+        for start in range(0, len(released), PER_MESSAGE):
+            messages.append(Released(released[start : start + PER_MESSAGE]))
+        return messages

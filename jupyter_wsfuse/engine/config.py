@@ -21,6 +21,9 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     token nor a right to read alone opens, because keys to more are kept there. ``landlock``: confine the process
     to what it serves.
 
+    ``max_watches``: directories and files that are watched at a time, beside what the kernel allows; ``max_leases``:
+    those that one session is told of.
+
     Times in seconds. ``grace``: how long a session without connection lives. ``window``/``window_bytes``:
     what a session may have unanswered. ``workers``: threads for blocking calls. ``hello_timeout``: until a
     new connection must have said Hello. ``drain``: how long running requests are waited for when the engine
@@ -43,6 +46,8 @@ class Config(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     window_bytes: int = 16 << 20
     max_sessions: int = 1000
     max_handles: int = 65536
+    max_watches: int = 1 << 20
+    max_leases: int = 20_000
     workers: int = 16
     hello_timeout: float = 10.0
     drain: float = 5.0
@@ -68,7 +73,7 @@ def read_config(line: bytes) -> tuple[Config, Tenants]:
         long_enough = len(config.key) >= 16
     except ValueError:
         long_enough = False
-    positive = ("grace", "window", "max_sessions", "max_handles", "hello_timeout", "drain")
+    positive = ("grace", "window", "max_sessions", "max_handles", "max_leases", "hello_timeout", "drain")
     checks = {
         "secret must be at least 16 bytes in hexadecimal": long_enough,
         "audience must not be empty": bool(config.audience),

@@ -7,14 +7,14 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 from jupyter_wsfuse.engine import syscalls
 from jupyter_wsfuse.engine.handles import Handle, HandleTable
 from jupyter_wsfuse.engine.permissions import Policy
 from jupyter_wsfuse.engine.sandbox import Sandbox
 from jupyter_wsfuse.errors import os_error
-from jupyter_wsfuse.protocol.messages import Ref, Reply
+from jupyter_wsfuse.protocol.messages import Attr, Identity, Ref, Reply
 
 Payload: TypeAlias = bytes | bytearray | memoryview
 Result: TypeAlias = tuple[Reply, Payload]
@@ -25,14 +25,28 @@ _ID_MAX: Final = (1 << 32) - 2  # the largest user or group id; the next one mea
 
 @dataclass(slots=True)
 class Context:
-    """The session's view: its workspace, its open files, whether it may choose who owns what (``raw_owner``),
-    and what it may do at all. Another ``policy`` may be put in at any time: it holds from the next request on,
-    for files that are open as well."""
+    """The session's view: its workspace, its open files, whether it may choose who owns what (``raw_owner``), from
+    whom it gets leases (None: it gets none), and what it may do at all. Another ``policy`` may be put in at any time: it
+    holds from the next request on, for files that are open as well."""
 
     sandbox: Sandbox
     handles: HandleTable = field(default_factory=HandleTable)
     raw_owner: bool = False
     policy: Policy = Policy.OPEN
+    leases: Leases | None = None
+
+
+class Leases(Protocol):
+    """Where leases come from. Asked before the state is read that they are to be good for. In any thread; quick."""
+
+    def directory(self, fd: int, attr: Attr, name: bytes = b"") -> bool:
+        """Whether there is a lease on the directory now that *fd* is open on, called *name*."""
+
+    def file(self, fd: int, attr: Attr) -> bool:
+        """Whether there is one on the regular file that *fd* is open on."""
+
+    def holds(self, identity: Identity) -> bool:
+        """Whether there was one before."""
 
 
 class Operation(NamedTuple):

@@ -27,7 +27,7 @@ from ..protocol import messages as m
 from ..protocol.events import Acked, Cancelled, Event, PeerClosed, Requested
 from ..protocol.messages import Error, Identity, Reply, Request
 from .changes import Unknown, changes
-from .context import MAX_IO, Payload
+from .context import MAX_IO, Context, Payload
 from .fair import Crew, Presence, Turns
 from .gates import Gate, Passenger
 from .hooks import Describe, Paths, Result, no_paths
@@ -98,7 +98,7 @@ class Job:
 class Dispatcher:
     """Executes requests. *flush* is asked for soon after anything was queued for *a session*; *ended* when
     its client said Bye; *told* with what a session has changed. *describe* names the paths of a request, for the
-    record.
+    record. *note* is told in which state an operation left the files, in the thread that executed it.
 
     Whoever makes sessions says so by :meth:`entered` and :meth:`left`.
     """
@@ -112,12 +112,14 @@ class Dispatcher:
         ended: Callable[[Session], None],
         told: Callable[[Session, list[tuple[Identity, bytes | None]] | None], None],
         describe: Describe = no_paths,
+        note: Callable[[Context, Any, Any], None] = lambda context, request, reply: None,
     ) -> None:
         self._mark = mark
         self._flush = flush
         self._ended = ended
         self._told = told
         self._describe = describe
+        self._note = note
         self._presence = Presence(Turnaround().set)
         self._turns = Turns(self._presence, self._deal)
         self._crew = Crew(pool, self._presence)
@@ -143,6 +145,7 @@ class Dispatcher:
         """*session* has ended: what of it waits for anything is dropped."""
         last = self._presence.left(session.tenant.name)
         session.todo.clear()
+        session.later.clear()
         self._turns.drop(session, last)
         dropped = self._crew.drop(session, last)
         session.held.clear()
@@ -175,18 +178,24 @@ class Dispatcher:
         """*session* reads again, or cannot be slow any more: go on with what was received, and what waits for a
         worker."""
         self._crew.feed()
-        if session.todo:
+        if session.todo or session.later:
             self._turns.add(session)
 
     def _deal(self, session: Session, until: int) -> bool:
         """Deal with what *session* has received, up to the time *until* (0: no bound). True if there is more."""
-        todo = session.todo
+        todo, later = session.todo, session.later
         budget = BUDGET
-        while todo and not session.paused:
+        while (todo or later) and not session.paused:
             if not budget or (until and perf_counter_ns() >= until):
                 return True
             budget -= 1
-            event = todo.popleft()
+            if todo:
+                event = todo.popleft()
+                if type(event) is Requested and getattr(event.request, "background", False):
+                    later.append(event)
+                    continue
+            else:  # what nobody waits for comes when there is nothing else
+                event = later.popleft()
             if type(event) is Requested:
                 self._request(session, event.request, event.payload)
                 if session.unsent > UNSENT:
@@ -201,6 +210,7 @@ class Dispatcher:
                 self._cancel(session, event.seq)
             elif type(event) is PeerClosed:
                 todo.clear()
+                later.clear()
                 self._ended(session)
         return False
 
@@ -269,7 +279,7 @@ class Dispatcher:
                         return
                     else:
                         disk = perf_counter_ns() - started
-                        if table and kind is m.Read and "bytes_out" in table:
+                        if table and data and "bytes_out" in table:
                             job = Job(session, request, payload, plan, recorded, began)
                             job.disk = disk
                             self._reply_within_limit(job, reply, data)
@@ -328,7 +338,7 @@ class Dispatcher:
         self._leave(job)
 
     def _reply_within_limit(self, job: Job, reply: Reply, data: Payload) -> None:
-        """Answer a Read as soon as its data may be sent."""
+        """Answer with data as soon as they may be sent."""
 
         def pass_on(error: OSError | None = None) -> None:
             waiting: Held | None = session.held.pop(job.request.seq, None)
@@ -359,7 +369,8 @@ class Dispatcher:
             session.workspace.locks.close_handle(session.id, request.handle)
         tenant = session.workspace.tenant
         # What a client only says is not reckoned with beyond what it can get.
-        size = min(max(request.size, 0), MAX_IO) if type(request) is m.Read else len(job.payload)
+        asks = type(request) is m.Read or type(request) is m.Fetch
+        size = min(max(request.size, 0), MAX_IO) if asks else len(job.payload)
         self._crew.submit(
             tenant.name,
             tenant.weight,
@@ -398,9 +409,11 @@ class Dispatcher:
             if isinstance(exc, DeniedError):
                 job.rule = exc.rule
             reply = self._failed(request, exc)
+        else:
+            self._note(context, request, reply)
         if job.recorded:
             try:
-                log.answer(seq, codec.encode_frame(reply, data))
+                log.answer(seq, codec.encode_frame(reply))
             except (OSError, LocalProtocolError) as exc:
                 # It has happened, so it is answered. Only a successor could not know.
                 self._complain("record", exc)
@@ -435,7 +448,7 @@ class Dispatcher:
         if type(request) is m.Reopen and request.locks and type(reply) is m.OpenReply:
             self._leave(job)
             self._locks.reclaim(job, reply)
-        elif type(reply) is m.DataReply and "bytes_out" in session.limiter.table and not session.ended:
+        elif data and "bytes_out" in session.limiter.table and not session.ended:
             self._leave(job)
             self._reply_within_limit(job, reply, data)
         else:

@@ -290,6 +290,15 @@ def listed(context: Context, place: bytes, name: bytes, directory: bool) -> bool
     return name in (b".", b"..") or not context.policy.hidden(join(place, name), directory)
 
 
+def may_list(context: Context, directory: Target) -> bool:
+    """Whether the session may know of the entries of *directory*, all of them."""
+    policy = context.policy
+    if policy.unrestricted:
+        return True
+    view = policy.view(context.sandbox.place(directory.fd), True)
+    return bool(view.allowed & LIST) and not policy.hides
+
+
 def attr_of_link(context: Context, directory: int, name: bytes) -> Attr | None:
     """What a listing shows of a symbolic link that is followed on the server; None if that is hidden."""
     sandbox = context.sandbox

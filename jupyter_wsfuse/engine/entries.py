@@ -14,22 +14,23 @@ from typing import Final
 
 from jupyter_wsfuse.engine import enforcement, syscalls
 from jupyter_wsfuse.engine.context import Context, Payload, Result, entry_path, owned_by
-from jupyter_wsfuse.engine.handles import Handle
 from jupyter_wsfuse.engine.permissions import DELETE, join
 from jupyter_wsfuse.engine.sandbox import Target, check_name, proc_path
 from jupyter_wsfuse.errors import SandboxError, os_error
 from jupyter_wsfuse.protocol import messages as m
 
 _TARGET_MAX: Final = 4095  # bytes of a symbolic link's target, PATH_MAX without the NUL
-_LISTING_BYTES: Final = 768 << 10  # of one reply, so that it stays well within a frame's header
+LISTING_BYTES: Final = 768 << 10  # of one reply, so that it stays well within a frame's header
 _DT_DIR: Final = stat.S_IFDIR >> 12
 _DT_LNK: Final = stat.S_IFLNK >> 12
-_ENTRY_BYTES: Final = 160  # of an entry with attributes, without its name, at most
+_DT_REG: Final = stat.S_IFREG >> 12
+ENTRY_BYTES: Final = 160  # of an entry with attributes, without its name, at most
 
 
 def lookup(context: Context, request: m.Lookup, payload: Payload, nowait: bool) -> Result:
     sandbox = context.sandbox
     with sandbox.resolve(request.parent, context.handles, nowait) as parent:
+        lease = _lease_on(context, parent, request.parent)
         try:
             fd = sandbox.lookup(parent.fd, request.name, nowait)
         except OSError as error:
@@ -37,9 +38,32 @@ def lookup(context: Context, request: m.Lookup, payload: Payload, nowait: bool) 
         try:
             attr = sandbox.stat(fd, nowait)
             enforcement.found(context, parent, request.name, fd, attr)
-            return m.AttrReply(request.seq, attr), b""
+            lease |= lease_on_file(context, fd, attr)
+            if lease & m.LEASE_SELF:  # what was read before it was granted may be untrue by now
+                attr = sandbox.stat(fd, nowait)
+            return m.AttrReply(request.seq, attr, lease), b""
         finally:
             os.close(fd)
+
+
+def _lease_on(context: Context, directory: Target, ref: m.Ref) -> int:
+    """``LEASE_PARENT`` if there is a lease on *directory*, in which *ref* is given a name."""
+    leases = context.leases
+    if leases is None or not stat.S_ISDIR(directory.attr.mode):
+        return 0
+    if not leases.holds(directory.attr.identity):
+        if not enforcement.may_list(context, directory):
+            return 0
+        if not leases.directory(directory.fd, directory.attr, ref.path.rpartition(b"/")[2]):
+            return 0
+    return m.LEASE_PARENT
+
+
+def lease_on_file(context: Context, fd: int, attr: m.Attr) -> int:
+    """``LEASE_SELF`` if there is a lease on the regular file of several names that *fd* is open on."""
+    if context.leases is None or attr.nlink < 2 or not stat.S_ISREG(attr.mode):
+        return 0
+    return m.LEASE_SELF if context.leases.file(fd, attr) else 0
 
 
 def entry_attr(context: Context, directory: int, name: bytes) -> m.Attr:
@@ -247,45 +271,67 @@ def read_dir(context: Context, request: m.ReadDir, payload: Payload, nowait: boo
         if not handle.directory:
             raise os_error(errno.ENOTDIR)
         place = enforcement.lists(context, handle)
+        leased = context.leases is not None and context.leases.directory(
+            handle.fd, context.sandbox.stat(handle.fd), handle.path.rpartition(b"/")[2]
+        )
         cookie = request.cookie
         while True:
             with handle.reading:
-                found, end = _list(handle.fd, cookie, request.limit)
+                found, end = list_directory(handle.fd, cookie, request.limit)
             if found:
                 cookie = found[-1][1]
-            entries = _entries(context, handle, found, request.plus, place)
+            entries = entries_of(context, handle.fd, found, request.plus, place)
             # No entries would mean the end: go on until there is one that may be shown.
             if entries or end:
-                return m.DirReply(request.seq, entries, end), b""
+                return m.DirReply(request.seq, entries, end, leased), b""
 
 
-def _entries(
+def entries_of(
     context: Context,
-    handle: Handle,
+    fd: int,
     found: list[tuple[bytes, int, int, int]],
     plus: bool,
     place: bytes | None,
 ) -> list[m.DirEntry]:
-    """What of the *found* entries is shown, with attributes if *plus*. *place*: some may have to be hidden."""
+    """What of the entries *found* in the directory *fd* is shown, with attributes if *plus*. *place*: some may have to
+    be hidden."""
     sandbox = context.sandbox
-    mounted = sandbox.mounted_in(handle.fd) if plus else frozenset()
+    mounted = sandbox.mounted_in(fd) if plus else frozenset()
     entries = []
     for name, cookie, ino, kind in found:
         if place is not None:
             if not kind:  # a file system that does not say
-                kind = _kind(handle.fd, name)
+                kind = _kind(fd, name)
             if not enforcement.listed(context, place, name, kind == _DT_DIR):
                 continue
         attr = None
+        flags = 0
         if plus and name not in (b".", b".."):
             if place is not None and kind == _DT_LNK and sandbox.links == "follow":
-                attr = enforcement.attr_of_link(context, handle.fd, name)
+                attr = enforcement.attr_of_link(context, fd, name)
             else:
-                attr = sandbox.stat_entry(handle.fd, name, mounted)
+                attr = sandbox.stat_entry(fd, name, mounted)
         if attr is not None:
             ino, kind = attr.ino, stat.S_IFMT(attr.mode) >> 12
-        entries.append(m.DirEntry(name, cookie, ino, kind, attr))
+            if attr.nlink > 1 and kind == _DT_REG and context.leases is not None:
+                attr, flags = _leased(context, fd, name, attr)
+        entries.append(m.DirEntry(name, cookie, ino, kind, attr, flags))
     return entries
+
+
+def _leased(context: Context, directory: int, name: bytes, attr: m.Attr) -> tuple[m.Attr, int]:
+    """Attributes of an entry with several names, and ``ENTRY_LEASED`` if there is a lease on it."""
+    try:
+        fd = context.sandbox.open_entry(directory, name)
+    except OSError:  # it has just vanished: its directory's lease tells
+        return attr, 0
+    try:
+        now = context.sandbox.stat(fd)
+        if now.identity != attr.identity or not lease_on_file(context, fd, now):
+            return attr, 0
+        return context.sandbox.stat(fd), m.ENTRY_LEASED
+    finally:
+        os.close(fd)
 
 
 def _kind(directory: int, name: bytes) -> int:
@@ -296,16 +342,16 @@ def _kind(directory: int, name: bytes) -> int:
         return 0
 
 
-def _list(fd: int, cookie: int, limit: int) -> tuple[list[tuple[bytes, int, int, int]], bool]:
+def list_directory(fd: int, cookie: int, limit: int) -> tuple[list[tuple[bytes, int, int, int]], bool]:
     """At most *limit* entries after *cookie*, and whether the directory ends after them."""
     os.lseek(fd, cookie, os.SEEK_SET)
     found: list[tuple[bytes, int, int, int]] = []
-    room = _LISTING_BYTES
+    room = LISTING_BYTES
     while len(found) < limit and room > 0:
         # No entry is shorter than 24 bytes: hardly ever more is read than may be returned.
         batch = syscalls.read_directory(fd, 24 * (limit - len(found)))
         if not batch:
             return found, True
         found += batch[: limit - len(found)]
-        room -= sum(len(entry[0]) + _ENTRY_BYTES for entry in batch)
+        room -= sum(len(entry[0]) + ENTRY_BYTES for entry in batch)
     return found, False

@@ -19,7 +19,7 @@ from jupyter_wsfuse.engine.context import (
     entry_path,
     owned_by,
 )
-from jupyter_wsfuse.engine.handles import Handle
+from jupyter_wsfuse.engine.entries import lease_on_file
 from jupyter_wsfuse.engine.permissions import LIST, READ, WRITE
 from jupyter_wsfuse.engine.sandbox import Target, check_name, proc_path, reopen
 from jupyter_wsfuse.engine.syscalls import WouldBlock
@@ -49,7 +49,53 @@ def open_file(context: Context, request: m.Open, payload: Payload, nowait: bool)
         attr = None if truncate else target.attr
         kill = bool(truncate and request.kill_priv)
         path = request.ref.path or target.path
-        return _enter(context, request.seq, fd, request.flags, path, attr, kill=kill, judged=target), b""
+        data = _first_bytes(target, fd, request, nowait)
+        reply = _enter(
+            context, request.seq, fd, request.flags, path, attr, kill=kill, id=request.handle, judged=target
+        )
+        return reply, data
+
+
+def _first_bytes(target: Target, fd: int, request: m.Open, nowait: bool) -> Payload:
+    """What ``Open.inline`` asks for. Closes *fd* if it raises."""
+    if (
+        request.inline <= 0
+        or request.flags & os.O_ACCMODE == os.O_WRONLY
+        or not stat.S_ISREG(target.attr.mode)
+    ):
+        return b""
+    try:
+        return _read_at(fd, min(request.inline, MAX_IO), 0, nowait)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def fetch(context: Context, request: m.Fetch, payload: Payload, nowait: bool) -> Result:
+    """Opened, read and closed: nothing of it remains."""
+    size, offset = request.size, request.offset
+    check_range(offset)
+    if not 0 <= size <= MAX_IO:
+        raise os_error(errno.EINVAL)
+    with enforcement.resolve(context, request.ref, READ, nowait) as target:
+        fd = _open_to_fetch(target, request.background, nowait)
+        try:
+            lease = lease_on_file(context, fd, target.attr)
+            attr = context.sandbox.stat(fd, nowait) if lease else target.attr
+            return m.FetchReply(request.seq, attr, lease), _read_at(fd, size, offset, nowait)
+        finally:
+            os.close(fd)
+
+
+def _open_to_fetch(target: Target, background: bool, nowait: bool) -> int:
+    if (
+        background
+    ):  # nobody has read it yet: that is not to be seen in its access time, where we may see to that
+        try:
+            return _open_target(target, os.O_RDONLY | os.O_NOATIME, nowait)
+        except PermissionError:
+            pass
+    return _open_target(target, os.O_RDONLY, nowait)
 
 
 def open_dir(context: Context, request: m.OpenDir, payload: Payload, nowait: bool) -> Result:
@@ -57,8 +103,9 @@ def open_dir(context: Context, request: m.OpenDir, payload: Payload, nowait: boo
         fd = _open_directory(target)
         path = request.ref.path or target.path
         reply = _enter(
-            context, request.seq, fd, os.O_RDONLY, path, target.attr, directory=True, judged=target
-        )
+            context, request.seq, fd, os.O_RDONLY, path, target.attr,
+            directory=True, id=request.handle, judged=target,
+        )  # fmt: skip
         return reply, b""
 
 
@@ -254,23 +301,28 @@ def read(context: Context, request: m.Read, payload: Payload, nowait: bool) -> R
     try:
         if not context.policy.unrestricted:
             enforcement.require(context, handle, READ)
-        buffer = bytearray(size)
-        got = 0
-        while got < size:
-            count = _read_some(handle, memoryview(buffer)[got:], offset + got, nowait)
-            if not count:
-                return m.DataReply(request.seq), memoryview(buffer)[:got]
-            got += count
-        return m.DataReply(request.seq), buffer
+        return m.DataReply(request.seq), _read_at(handle.fd, size, offset, nowait)
     finally:
         handles.release(handle)
 
 
-def _read_some(handle: Handle, buffer: memoryview, offset: int, nowait: bool) -> int:
+def _read_at(fd: int, size: int, offset: int, nowait: bool) -> Payload:
+    """*size* bytes, fewer only where the file ends."""
+    buffer = bytearray(size)
+    got = 0
+    while got < size:
+        count = _read_some(fd, memoryview(buffer)[got:], offset + got, nowait)
+        if not count:
+            return memoryview(buffer)[:got]
+        got += count
+    return buffer
+
+
+def _read_some(fd: int, buffer: memoryview, offset: int, nowait: bool) -> int:
     if not nowait:
-        return os.preadv(handle.fd, [buffer], offset)
+        return os.preadv(fd, [buffer], offset)
     try:
-        return os.preadv(handle.fd, [buffer], offset, os.RWF_NOWAIT)
+        return os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
     except BlockingIOError:
         raise WouldBlock from None
     except OSError as error:

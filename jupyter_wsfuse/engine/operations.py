@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from jupyter_wsfuse.engine import attributes, entries, files
+from jupyter_wsfuse.engine import attributes, entries, files, subtree
 from jupyter_wsfuse.engine.context import Context, Operation, Payload, Result
 from jupyter_wsfuse.engine.syscalls import WouldBlock
 from jupyter_wsfuse.protocol import messages as m
@@ -50,6 +50,8 @@ OPERATIONS: Final[dict[type[m.Request], Operation]] = {
     m.ListXattr: Operation(attributes.list_xattr),
     m.RemoveXattr: Operation(attributes.remove_xattr),
     m.Reopen: Operation(files.take_up),
+    m.Fetch: Operation(files.fetch, inline=True),
+    m.ListTree: Operation(subtree.list_tree),
 }
 
 

@@ -42,6 +42,14 @@ def _by_ref(alone: bool) -> Callable[[Any], list[tuple[int, bool]]]:
     return lambda request: [(request.ref.handle, alone)] if request.ref.handle else []
 
 
+def _opening(request: Any) -> list[tuple[int, bool]]:
+    """What is asked by the number that a client chose for a file comes after the opening of it."""
+    passes = _by_ref(False)(request)
+    if request.handle:
+        passes.append((request.handle, True))
+    return passes
+
+
 def _copy_range(request: m.CopyRange) -> list[tuple[int, bool]]:
     if request.source == request.target:
         return [(request.target, True)]
@@ -51,7 +59,7 @@ def _copy_range(request: m.CopyRange) -> list[tuple[int, bool]]:
 def _class_of(kind: type[Request]) -> str:
     if kind in (m.Close, m.Reopen, m.Stats):
         return ""
-    if kind is m.Read:
+    if kind in (m.Read, m.Fetch):
         return "read"
     if kind in (m.Write, m.Fallocate, m.CopyRange, m.Fsync, m.SyncFs):
         return "write"
@@ -65,6 +73,8 @@ def _plan(kind: type[Request]) -> Plan:
     alone = kind.mutating or kind in (m.Close, m.ReadDir, m.SetLock)
     if kind is m.CopyRange:
         handles: Callable[[Any], list[tuple[int, bool]]] = _copy_range
+    elif kind in (m.Open, m.OpenDir):
+        handles = _opening
     elif kind is not m.Reopen and "handle" in kind.__struct_fields__:
         handles = _by_handle(alone)
     elif kind is not m.Reopen and "ref" in kind.__struct_fields__:

@@ -119,7 +119,7 @@ class Sandbox:
     "follow".
 
     ``inline_ok``: calls with *nowait* are allowed, since what they ask for is in memory or they raise
-    :class:`WouldBlock`.
+    :class:`WouldBlock`. ``local``: nothing changes in there that this kernel does not hear of.
     """
 
     def __init__(
@@ -139,7 +139,8 @@ class Sandbox:
         self.root_fd = self._roots[0]
         kinds = {syscalls.file_system_type(fd) for fd in self._roots}
         self._births = not kinds & _NO_BIRTH_TIME
-        self.inline_ok = kinds <= _LOCAL and self._can_ask_the_cache()
+        self.local = kinds <= _LOCAL
+        self.inline_ok = self.local and self._can_ask_the_cache()
 
     def _can_ask_the_cache(self) -> bool:
         """Whether the kernel knows ``RESOLVE_CACHED`` (5.12 and later)."""

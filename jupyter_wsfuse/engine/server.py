@@ -264,6 +264,7 @@ class EngineServer:
             "sessions": self.sessions.describe(),
             "operations": self.sessions.operations(),
             "tenants": self.sessions.describe_tenants(),
+            "watcher": self.sessions.watcher.describe(),
             "tenants_file": None if self._tenants_file is None else self._tenants_file.describe(),
             "hardening": {
                 **in_force(),

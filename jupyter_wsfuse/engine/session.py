@@ -7,11 +7,13 @@ from collections import deque
 from typing import Any, Protocol
 
 from ..protocol.events import Event
+from ..protocol.messages import Identity
 from ..protocol.serving import EngineSession
 from ..protocol.tickets import TokenClaims
 from .changes import Pending
 from .context import Context
 from .gates import Gate
+from .leases import Watched
 from .limiter import Held, Limiter
 from .locks import Waiting
 from .profiler import SessionProfile
@@ -77,6 +79,7 @@ class Session:
         self.grace: asyncio.TimerHandle | None = None
 
         self.todo: deque[Event] = deque()  # received and not looked at
+        self.later: deque[Event] = deque()  # of these, what nobody waits for
         self.gates: dict[int, Gate] = {}
         self.held: dict[int, Held] = {}  # requests and replies that a rate limit holds back
         self.waits: dict[int, Waiting] = {}  # SetLock requests without an answer
@@ -88,6 +91,9 @@ class Session:
         #: Remembered replies of a former engine that name a handle, which has to be opened again first.
         self.revivable: dict[int, Any] = {}
         self.pending = Pending()
+        #: The client wants to be told of changes by leases, and those that it has.
+        self.wants_leases = False
+        self.leases: dict[Identity, Watched] = {}
         self.requests = 0
 
     @property
@@ -123,6 +129,7 @@ class Session:
             "connected": self.connection is not None,
             "handles": 0 if self.context is None else len(self.context.handles),
             "requests": self.requests,
+            "leases": len(self.leases),
             "since": self.since,
             "tenant": self.tenant.name,
             "read_only": self.read_only,

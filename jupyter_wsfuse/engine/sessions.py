@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -26,11 +27,13 @@ from .auditpaths import describe
 from .auditstore import AuditStore
 from .config import Config
 from .dispatcher import Dispatcher
+from .leases import Leaser, most_watches
 from .locks import Hold, LockTable
 from .profiler import Profiler
 from .replay import ReplayLog, StateDir
 from .session import Connection, Session
 from .tenants import Tenant, Tenants
+from .watcher import Watcher
 from .workers import WorkerPool
 from .workspace import Emit, Reach, Workspace
 
@@ -87,11 +90,20 @@ class Sessions:
         self._workspaces: dict[str, Workspace] = {}
         self._dirty: dict[Session, None] = {}
         self._flush_scheduled = False
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self.watcher = Watcher(
+            watches=min(config.max_watches, most_watches(files)),
+            each=config.max_leases,
+            mark=self.mark,
+            ended=self._leases_ended,
+        )
+        self._loop.add_reader(self.watcher.fd, self._something_happened)
         self.pool = WorkerPool(config.workers, self.flush)
         self.poll = BusyPoll(self._loop, config.busy_poll)
         self.dispatcher = Dispatcher(
             self.pool,
             mark=self.mark, flush=self._flush_one, ended=self._bye, told=self._changed, describe=describe,
+            note=self.watcher.note,
         )  # fmt: skip
         verifier = TicketVerifier(config.key, config.audience, clock)
         self._admission = Admission(self, verifier, self._revoked)
@@ -270,6 +282,7 @@ class Sessions:
         if session.token_expiry is not None:
             session.token_expiry.cancel()
         session.proto.close()
+        self.watcher.leases.end(session)
         self._dirty.pop(session, None)
         del self._sessions[session.id]
         self.dispatcher.left(session)
@@ -362,6 +375,9 @@ class Sessions:
                 workspace.audit.event("reload")
                 workspace.redefine(changed)
                 for session in workspace.sessions.values():
+                    session.pending.released(self.watcher.leases.end(session))
+                    if session.context is not None:
+                        self.lease(session)
                     self.mark(session)
             else:  # nobody is left in it; whoever comes next finds the new one
                 del self._workspaces[name]
@@ -389,6 +405,11 @@ class Sessions:
             # What a session may not see the names of, it must not be told the names of either.
             if places is None or (session.context is not None and session.context.policy.hides):
                 session.pending.everything("another client changed something")
+            elif session.context is not None and session.context.leases is not None:
+                leases = session.leases
+                if not leases:
+                    continue
+                session.pending.add([place for place in places if place[1] is None or place[0] in leases])
             else:
                 session.pending.add(places)
             self._dirty[session] = None
@@ -405,9 +426,10 @@ class Sessions:
         self.flush()
 
     def flush(self) -> None:
-        """Send what is queued: first what sessions are told of each other, then the replies to those who did
-        it.
+        """Send what is queued: first what sessions are told of each other and of what happened behind us, then the
+        replies to those who did it.
         """
+        self.watcher.drain()
         if not self._dirty:
             return
         dirty = list(self._dirty)
@@ -427,6 +449,35 @@ class Sessions:
         messages = session.proto.outgoing()
         if messages and connection is not None:
             connection.send(messages)
+
+    def _something_happened(self) -> None:
+        """The kernel has news of watched files."""
+        self.flush()
+
+    def _leases_ended(self, session: Session, identities: list[Identity]) -> None:
+        """*session* had too many leases. On the thread that granted the last one."""
+        self._loop.call_soon_threadsafe(self._tell_ended, session, identities)
+
+    def _tell_ended(self, session: Session, identities: list[Identity]) -> None:
+        session.pending.released(identities)
+        self.mark(session)
+
+    def lease(self, session: Session) -> str:
+        """Let *session* have leases, if it wants any and may, by the rules that it is under now. Why not, in words."""
+        context, workspace = session.context, session.workspace
+        assert context is not None
+        why = ""
+        if session.wants_leases:
+            why = workspace.unwatchable
+            if not why and context.policy.hides:
+                why = "some names are hidden from you, and changes are told by name"
+            if not why and context.sandbox.links == "follow":
+                why = "links are followed on the server, to files that are not watched"
+        if session.wants_leases and not why:
+            context.leases = Leaser(self.watcher.leases, session, context.sandbox)
+        else:
+            context.leases = None
+        return why
 
     def resumed_reading(self, session: Session) -> None:
         """The client of *session* reads again."""
@@ -452,5 +503,7 @@ class Sessions:
             workspace.close()
         self.pool.stop(0.1)
         self._heartbeat.cancel()
+        self._loop.remove_reader(self.watcher.fd)
+        self.watcher.close()
         self.state.alive()
         self.state.close()

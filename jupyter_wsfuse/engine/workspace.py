@@ -99,6 +99,8 @@ class Workspace:
         self.audit: Audit = NullAudit()
         self.quota: Quota | None = None
         self.sessions: dict[str, Session] = {}
+        #: Why changes to it cannot be followed, in words; empty if they can.
+        self.unwatchable = ""
         self.denials = 0
         #: Sessions that are being admitted; they count against the number allowed.
         self.admitting = 0
@@ -127,6 +129,13 @@ class Workspace:
                     sandbox = Sandbox(proc_path(fd), follow_roots=self.tenant.follow_roots)
                 finally:
                     os.close(fd)
+                self.unwatchable = (
+                    ""
+                    if sandbox.local
+                    else (
+                        "the workspace lies on a file system whose changes cannot be watched, such as a network's"
+                    )
+                )
                 self._count_anew()
             if isinstance(self.audit, NullAudit) and self._audits is not None:
                 self.audit = self._audits.open(self.tenant.name, self.tenant.audit)

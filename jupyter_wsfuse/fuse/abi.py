@@ -120,6 +120,7 @@ PARALLEL_DIROPS: Final = 1 << 18
 ABORT_ERROR: Final = 1 << 21
 MAX_PAGES_FLAG: Final = 1 << 22
 CACHE_SYMLINKS: Final = 1 << 23
+NO_OPENDIR_SUPPORT: Final = 1 << 24
 HANDLE_KILLPRIV_V2: Final = 1 << 28
 SETXATTR_EXT: Final = 1 << 29
 INIT_EXT: Final = 1 << 30

@@ -48,6 +48,7 @@ WANTED: Final = (
     | abi.ABORT_ERROR
     | abi.MAX_PAGES_FLAG
     | abi.CACHE_SYMLINKS
+    | abi.NO_OPENDIR_SUPPORT
     | abi.HANDLE_KILLPRIV_V2
     | abi.INIT_EXT
     | abi.DIRECT_IO_ALLOW_MMAP
@@ -70,11 +71,14 @@ _READ_AGAIN: Final = frozenset({errno.EINTR, errno.ENOENT})
 
 @dataclass(frozen=True)
 class DriverOptions:
-    """``max_background``: requests of read-ahead and asynchronous I/O in flight. ``refuse``: INIT flags not to use."""
+    """``max_background``: requests of read-ahead and asynchronous I/O in flight. ``refuse``: INIT flags not to use.
+    ``no_opendir``: the file system lists a directory that was not opened; the kernel then keeps listings itself, until
+    told otherwise, and asks for nothing at all to list a directory again."""
 
     max_write: int = abi.MAX_WRITE
     max_background: int = 512
     refuse: int = 0
+    no_opendir: bool = False
 
 
 class NativeDriver:
@@ -117,6 +121,9 @@ class NativeDriver:
             rq.Interrupt: self._interrupt,
             rq.Unsupported: self._unsupported,
         }
+        self._operations = dict(OPERATIONS)
+        if state is not None:
+            self._settle(state["flags"])
         # The predecessor's unanswered requests, which the kernel will not send again: see _answer_orphans.
         self._orphans = state is not None and not state["flags"] & abi.HAS_RESEND
         # Until the kernel's queue is empty for the first time, a predecessor's requests may come again.
@@ -231,7 +238,7 @@ class NativeDriver:
                 log.debug("%s", request)
             if self._orphans and not request.unique % abi.UNIQUE_STEP:
                 self._answer_orphans(request.unique)
-            operation = OPERATIONS.get(type(request))
+            operation = self._operations.get(type(request))
             if operation is not None:
                 key = request.unique & ~abi.UNIQUE_RESEND
                 if key != request.unique:
@@ -280,7 +287,7 @@ class NativeDriver:
 
     # --- replies ---------------------------------------------------------------------------------------------------
 
-    def _write(self, unique: int, body: bytes) -> bool:
+    def _write(self, unique: int, body: bytes | memoryview) -> bool:
         """Answer with success. False: the kernel did not take it, and holds nothing that *body* gave."""
         length = len(body)
         try:
@@ -330,6 +337,9 @@ class NativeDriver:
             self._end(MountError(f"the kernel speaks FUSE {spoken}; Linux 5.2 or later is needed, for 7.31"))
             return
         flags = request.flags & WANTED & ~self._options.refuse
+        if not self._options.no_opendir:
+            flags &= ~abi.NO_OPENDIR_SUPPORT
+        self._settle(flags)
         state = {
             "minor": min(request.minor, abi.MINOR),
             "flags": flags,
@@ -345,6 +355,12 @@ class NativeDriver:
         if self._on_init is not None:
             self._on_init(state)  # before the reply, so that a successor never lacks it
         self._write(request.unique, body)
+
+    def _settle(self, flags: int) -> None:
+        """What the negotiated *flags* mean for us."""
+        if flags & abi.NO_OPENDIR_SUPPORT:
+            self._operations.pop(rq.OpenDir, None)
+            self._immediate[rq.OpenDir] = self._unsupported
 
     def _forget(self, request: rq.Forget) -> None:
         self._fs.forget(request.node, request.count)
@@ -363,5 +379,5 @@ class NativeDriver:
         else:
             self._write_error(request.unique, errno.EAGAIN)
 
-    def _unsupported(self, request: rq.Unsupported) -> None:
+    def _unsupported(self, request: rq.Request) -> None:
         self._write_error(request.unique, errno.ENOSYS)

@@ -24,7 +24,7 @@ class Held(NamedTuple):
     undo: Callable[[], None]
 
 
-Body = bytes | Held
+Body = bytes | memoryview | Held
 Operation = Callable[[FileSystem, Any, Caller], Coroutine[Any, Any, Body]]
 _DONE: Final = b""
 

@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from jupyter_wsfuse.client.api import PREFETCH
 from jupyter_wsfuse.errors import MountError
 
 Transport = Literal["auto", "direct", "relay"]
@@ -20,6 +21,10 @@ Links = Literal["keep", "contain", "follow"]
 
 #: Seconds that an operation waits through a disconnect before it fails with ``ETIMEDOUT``.
 DEFAULT_DEADLINE = 60.0
+
+#: MiB of memory that a daemon keeps within, and the least that it can work with.
+DEFAULT_MEMORY = 256
+LEAST_MEMORY = 96
 
 #: Where a token may be in a caller's environment; none of our processes inherits them.
 TOKEN_VARIABLES = (
@@ -37,7 +42,8 @@ class MountConfig:
 
     ``uid`` and ``gid`` are what files show under ``owner="squash"``. ``deadline`` is in seconds. ``subdir`` is
     relative to the workspace. ``tenant``: which workspace, empty for the one that is the user's. ``source``,
-    ``ca_file`` and ``proxy`` are those of the server that was found.
+    ``ca_file`` and ``proxy`` are those of the server that was found. ``prefetch``: policies of
+    :mod:`~jupyter_wsfuse.client.prefetch`; ``memory``: MiB that the daemon may take.
     """
 
     url: str
@@ -51,6 +57,8 @@ class MountConfig:
     owner: Owner = "squash"
     links: Links = "keep"
     cache: bool = True
+    prefetch: tuple[str, ...] = tuple(sorted(PREFETCH))
+    memory: int = DEFAULT_MEMORY
     read_only: bool = False
     allow_other: bool = False
     tenant: str = ""
@@ -68,6 +76,7 @@ class MountConfig:
         """The counterpart of :meth:`to_json`. Raises :class:`MountError` for anything else."""
         try:
             fields = json.loads(text)
+            fields["prefetch"] = tuple(fields.get("prefetch", ()))
             return cls(**fields)
         except (ValueError, TypeError) as exc:
             raise MountError("this process is started by `wsfuse mount`, which tells it what to do") from exc

@@ -38,7 +38,7 @@ from jupyter_wsfuse.mount.config import MountConfig
 from jupyter_wsfuse.mount.control import Channel, error_to_json
 from jupyter_wsfuse.mount.profiling import Profiling
 from jupyter_wsfuse.mount.state import StateLog
-from jupyter_wsfuse.protocol.messages import Welcome
+from jupyter_wsfuse.protocol.messages import LEASES, Welcome
 
 log = logging.getLogger("wsfuse.daemon")
 
@@ -77,6 +77,7 @@ class Daemon:
                 heartbeat=min(_HEARTBEAT, config.deadline / 2),
                 patience=min(_PATIENCE, config.deadline),
                 links=config.links,
+                leases=config.cache,
                 tenant=config.tenant,
                 client=f"{socket.gethostname()}:{config.mountpoint}"[:200],
             ),
@@ -163,10 +164,13 @@ class Daemon:
         return refused
 
     async def _serve(self) -> int:
+        welcome = self._connection.welcome
+        told = welcome is not None and LEASES in welcome.features
         driver = NativeDriver(
             self._fuse.result(),
             self._vfs,
-            options=DriverOptions(refuse=self._refused()),
+            # Listings that the kernel keeps are good only if somebody tells it when they are not.
+            options=DriverOptions(refuse=self._refused(), no_opendir=told and self._vfs.lists_unopened),
             state=self._driver_state,
             before_reply=self._log.flush,
             on_init=self._on_init,
@@ -239,9 +243,21 @@ class Daemon:
         raise MountError(f"unknown request {op!r}")
 
 
+#: MiB that a daemon takes before it has anything to remember, and what a node takes in bytes, with what the kernel was
+#: told of it and what the log says of it.
+_BASE: Final = 72
+_NODE: Final = 1300
+
+
 def vfs_options(config: MountConfig) -> VfsOptions:
     """How the workspace is shown, of a mount's configuration."""
+    left = max(config.memory - _BASE, 16) << 20
     return VfsOptions(
+        prefetch=frozenset(config.prefetch),
+        attr_bytes=left // 4,
+        entry_bytes=left // 6,
+        page_bytes=left // 4,
+        nodes=left // 3 // _NODE,
         read_only=config.read_only,
         subdir=os.fsencode(config.subdir.strip("/")),
         owner=config.owner,

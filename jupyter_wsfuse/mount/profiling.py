@@ -37,8 +37,9 @@ class Profiling:
         self._profiles: dict[str, Profile] = {}
 
     async def stats(self, reset: bool = False) -> dict[str, Any]:
-        """``{operations, waiting, slow, slow_count, since}``; see :class:`~jupyter_wsfuse.client.profiler.Profiler`.
-        With *reset* everything is counted from zero afterwards."""
+        """``{operations, waiting, slow, slow_count, cache, pages, prefetch, since}``; see
+        :class:`~jupyter_wsfuse.client.profiler.Profiler`. With *reset* the first four are counted from zero
+        afterwards."""
         stats = self._vfs.stats
         server = await self._server()
         found = {
@@ -46,6 +47,9 @@ class Profiling:
             "waiting": stats.waiting(None if server is None else since(server, self._base)),
             "slow": list(reversed(stats.slow)),
             "slow_count": stats.slow_count,
+            "cache": self._vfs.cache.snapshot() | {"nodes": len(self._vfs.tree)},
+            "pages": self._vfs.pages.snapshot(),
+            "prefetch": self._vfs.fetcher.snapshot(),
             "since": self._since,
         }
         if reset:

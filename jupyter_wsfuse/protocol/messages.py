@@ -195,6 +195,7 @@ class Welcome(Struct, tag=2):
     engine (another epoch) has taken the session's record over from one that died: replies are
     remembered, handles and locks are gone and may be claimed with :class:`Reopen`. Neither, although
     a session was asked for: the session is lost, this is a new one.
+    ``unwatched``: why a client that asked for leases gets none, in words.
     ``window`` and ``window_bytes`` bound what may be unanswered at a time.
     """
 
@@ -215,6 +216,7 @@ class Welcome(Struct, tag=2):
     raw_owner: bool = False
     grace: float = 0.0
     features: list[str] = []
+    unwatched: str = ""
 
 
 class Refused(Struct, tag=3):

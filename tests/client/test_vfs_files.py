@@ -358,7 +358,7 @@ async def test_a_lookup_that_is_overtaken_again_and_again_takes_no_name_away(
     other = (root / "g").stat().st_ino
 
     async def meddle(request: m.Request, reply: m.Reply) -> m.Reply | None:
-        mount.vfs.cache.drop_entry(1, b"f")
+        mount.vfs.cache.drop_entry(mount.vfs.tree.root.identity, b"f")
         if isinstance(request, m.Lookup):
             return m.AttrReply(0, mount.engine.execute(m.Lookup(0, m.Ref(b""), b"g"), b"")[0].attr)
         return None
@@ -377,7 +377,7 @@ async def test_a_name_that_was_made_while_it_was_missing_is_not_negative(mounted
     mount.clock.seconds += 9
 
     async def gone(request: m.Request) -> None:
-        mount.vfs.cache.drop_entry(1, b"f")
+        mount.vfs.cache.drop_entry(mount.vfs.tree.root.identity, b"f")
         raise os_error(errno.ENOENT)
 
     mount.engine.before = gone

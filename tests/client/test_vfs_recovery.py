@@ -40,18 +40,18 @@ async def test_news_of_a_file_drops_its_attributes_and_pages(mount: Mount, root:
 async def test_news_of_a_name_drops_the_entry_and_the_directorys_attributes(mount: Mount, root: Path) -> None:
     (root / "d").mkdir()
     (root / "d/f").touch()
-    await mount.node(b"d/f")
+    f = await mount.node(b"d/f")
     d = await mount.node(b"d")
     os.unlink(root / "d/f")
     mount.engine.on_notification(m.Changed([m.Change(mount.vfs.tree.get(d).identity, b"f")]))
-    assert mount.notes.seen == [(d, b"f"), (d, False)]
+    assert mount.notes.seen == [(f, True), (d, b"f"), (d, True)]
     with raises(errno.ENOENT):
         await mount.vfs.lookup(mount.caller(), d, b"f")
 
 
 async def test_news_of_the_root(mount: Mount, root: Path) -> None:
     mount.engine.on_notification(m.Changed([m.Change(mount.engine.welcome.root.identity, b"f")]))
-    assert mount.notes.seen == [(1, b"f"), (1, False)]
+    assert mount.notes.seen == [(1, b"f"), (1, True)]
 
 
 async def test_news_of_what_only_a_listing_knows(mount: Mount, root: Path) -> None:

@@ -41,6 +41,7 @@ class LocalEngine:
         self.raw = raw
         self.on_notification: Callable[[m.Struct], None] = lambda message: None
         self.on_welcome: Callable[[m.Welcome, str], Awaitable[None]] = self._nobody
+        self.on_state: Callable[[str], None] = lambda state: None
         self.live_handles: Callable[[], list[int]] | None = None
         self.requests: list[m.Request] = []
         self.posted: list[m.Request] = []
