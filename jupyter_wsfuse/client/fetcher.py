@@ -27,7 +27,7 @@ from .api import Requester, VfsOptions
 from .cache import Cache
 from .directory import Directory
 from .pages import Pages
-from .prefetch import SMALL, Candidate, Map, Plan, Siblings, Subtree, Tally
+from .prefetch import OVERHEAD, SMALL, Candidate, Map, Plan, Siblings, Subtree, Tally
 from .tree import Version
 from .window import Window
 
@@ -37,8 +37,7 @@ LIMITS: Final = (512, 4096, 8192)
 LARGEST: Final = 8192
 #: Requests for subtrees under way.
 _WALKS: Final = 2
-#: What the server's answer takes on the way besides the data, and an entry of a listing, in bytes, about.
-_REPLY: Final = 200
+#: What an entry of a listing takes on the way, in bytes, about.
 _ENTRY: Final = 130
 
 
@@ -147,8 +146,9 @@ class Fetcher:
 
     def entered(self, directory: Directory) -> None:
         """Somebody lists or looks up in *directory*, which is known."""
-        self.subtree.entered(directory)
-        self.walk(directory.path)
+        if directory.prefetched:
+            self.subtree.entered(directory)
+            self.walk(directory.path)
 
     def walk(self, path: bytes) -> None:
         """Somebody has entered the directory at *path*: list what comes next."""
@@ -208,30 +208,30 @@ class Fetcher:
         await asyncio.shield(future)
         return True
 
-    def opened(self, parent: Identity, name: bytes, hit: bool) -> None:
-        """The small file *name* in *parent* was opened; *hit*: its data were here."""
+    def opened(self, parent: Identity, name: bytes, hit: bool, late: bool) -> None:
+        """The small file *name* in *parent* was opened; *hit*: its data were here, or, if *late*, on their way."""
         if not self.wants("siblings"):
             return
         directory = self.cache.directory(parent)
         if directory is None or not directory.cover:
             return
-        for candidate in self.siblings.opened(parent, directory, name, hit):
-            if self.window.room() < candidate.size + _REPLY:
-                break
+        self.siblings.opened(parent, directory, name, hit, late)
+        self._fetch_more()
+
+    def _fetch_more(self) -> None:
+        for candidate in self.siblings.more(self.window.room()):
             self.siblings.tally.issued += 1
             self._start(self._fetch(candidate))
-        if hit:
-            self.walk(directory.path)
 
     async def _fetch(self, candidate: Candidate) -> None:
         identity = candidate.identity
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._fetching[identity] = future
-        token = self.window.sent(candidate.size + _REPLY)
+        token = self.window.sent(candidate.size + OVERHEAD)
         since = self.cache.version
         try:
             reply, data = await self.connection.call(Fetch(0, candidate.ref, 0, SMALL, True))
-            self.window.answered(token, len(data) + _REPLY)
+            self.window.answered(token, len(data) + OVERHEAD)
             if type(reply) is FetchReply:
                 self.keep_content(identity, reply.attr, data, since, candidate.parent, reply.lease, True)
         except OSError:
@@ -240,6 +240,8 @@ class Fetcher:
             del self._fetching[identity]
             if not future.done():
                 future.set_result(None)
+        if self.wants("siblings"):
+            self._fetch_more()
 
     def keep_content(
         self,
@@ -312,4 +314,4 @@ class Fetcher:
 
 
 def _size_of(reply: TreeReply) -> int:
-    return sum(_REPLY + _ENTRY * len(found.entries) for found in reply.directories)
+    return sum(OVERHEAD + _ENTRY * len(found.entries) for found in reply.directories)

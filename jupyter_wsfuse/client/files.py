@@ -95,20 +95,20 @@ class FileOperations(Core):
             self.fetcher.keep_content(node.identity, attr, data, since, parent, 0, False)
             self._tell_siblings(node, parent, False)
 
-    def _tell_siblings(self, node: Node, parent: Identity | None, hit: bool) -> None:
+    def _tell_siblings(self, node: Node, parent: Identity | None, hit: bool, late: bool = False) -> None:
         record = self.cache.record(node.identity)
         if parent is None or record is None or record.attr.size > SMALL or node.type != S_IFREG:
             return
         for above, name in node.names:
             if above.identity == parent:
-                self.fetcher.opened(parent, name, hit)
+                self.fetcher.opened(parent, name, hit, late)
                 return
 
     async def _open_here(self, node: Node, flags: int) -> Opened | None:
         """Open *node* without asking the server, which let us open it before and has told of no change since."""
         if node.gone:
             return None
-        await self.fetcher.fetched(node.identity)
+        late = await self.fetcher.fetched(node.identity)
         record = self.cache.record(node.identity)
         if record is None or not record.cover or not record.readable:
             return None
@@ -121,7 +121,7 @@ class FileOperations(Core):
         version = (attr.size, attr.mtime, attr.ctime)
         keep = node.pages == version
         node.pages = version
-        self._tell_siblings(node, self.parent_of(node), True)
+        self._tell_siblings(node, self.parent_of(node), True, late)
         return self._as_opened(file, keep)
 
     def _as_opened(self, file: OpenFile, keep: bool) -> Opened:

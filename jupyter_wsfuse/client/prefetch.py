@@ -23,17 +23,21 @@ import bisect
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from stat import S_ISREG
 from typing import Final, NamedTuple
 
-from ..protocol.messages import Identity, Ref
+from ..protocol.messages import DirEntry, Identity, Ref
 from .cache import Cache
 from .directory import Directory
 
 #: Bytes of a file up to which all of it is fetched at once.
 SMALL: Final = 128 << 10
+#: Bytes that an answer takes on the way besides the data, about.
+OVERHEAD: Final = 200
 
 _DT_DIR: Final = 4
 _DT_REG: Final = 8
+_DOTS: Final = (b".", b"..")
 
 #: What a policy may be wrong about in a row, more or less, before it pauses; and for how many seconds.
 _CREDIT: Final = 128
@@ -211,26 +215,51 @@ class Subtree:
             refs += earlier
 
 
+class Candidate(NamedTuple):
+    """A small file whose data are worth having."""
+
+    ref: Ref
+    identity: Identity
+    parent: Identity
+    size: int
+
+
+class _Trail:
+    """Where a reader will probably go. ``next``: what there was no room for. ``ahead``: files that were fetched and not
+    read yet, at most ``window``. ``above``: directories in this one are taken one after the other; None: one alone."""
+
+    __slots__ = ("coming", "next", "ahead", "window", "above")
+
+    def __init__(self, coming: Iterator[Candidate | None], window: int, above: bytes | None) -> None:
+        self.coming = coming
+        self.next: Candidate | None = None
+        self.ahead = 0
+        self.window = window
+        self.above = above
+
+
 class _Run:
     """Small files of one directory that are read one after the other."""
 
-    __slots__ = ("count", "listed", "last", "by_name", "names", "places", "window")
+    __slots__ = ("count", "listed", "last", "by_name", "names", "places", "trail")
 
-    def __init__(self, directory: Directory) -> None:
+    def __init__(self, order: list[DirEntry]) -> None:
         self.count = 0
         self.last: bytes | None = None
         self.by_name = False
-        self.window = 8
-        order = directory.order
-        assert order is not None
+        self.trail: _Trail | None = None
         self.listed = [entry.name for entry in order if entry.type == _DT_REG]
         self.places = {name: place for place, name in enumerate(self.listed)}
         self.names = sorted(self.listed)
 
-    def follow(self, name: bytes) -> None:
-        """*name* is read now."""
+    def follow(self, name: bytes, hit: bool) -> None:
+        """*name* is read now; *hit*: its data were here."""
         last, self.last = self.last, name
         self.count += 1
+        if not hit:  # he went elsewhere, or what was here had to go
+            self.trail = None
+        elif self.trail is not None:
+            self.trail.ahead = max(0, self.trail.ahead - 1)
         place = self.places.get(name)
         before = None if last is None else self.places.get(last)
         if place is None or before is None or last is None:
@@ -249,28 +278,20 @@ class _Run:
             return
         place = bisect.bisect_left(names, last) if self.by_name else self.places.get(last, -1)
         yield from names[place + 1 :]
-        yield from names[:place]
-
-
-class Candidate(NamedTuple):
-    """A small file whose data are worth having."""
-
-    ref: Ref
-    identity: Identity
-    parent: Identity
-    size: int
+        yield from names[: max(place, 0)]
 
 
 class Siblings:
     """See ``siblings`` in the module's text. *has* tells whether a file's data are here or on their way."""
 
-    #: Files that are looked ahead at most, and directories whose runs are remembered.
+    #: Files that are fetched ahead at first and at most, and directories whose runs are remembered.
+    LEAST: Final = 8
     MOST: Final = 512
     RUNS: Final = 256
     #: Directories beside each other, in each of which files were read, after which the next ones are looked at too.
     SPREAD: Final = 2
     #: Names that are looked at for one opening.
-    SCAN: Final = 2048
+    SCAN: Final = 256
 
     def __init__(
         self,
@@ -283,68 +304,126 @@ class Siblings:
         self._cache = cache
         self._places = places
         self._has = has
+        self._current: _Run | None = None
         self._runs: OrderedDict[Identity, _Run] = OrderedDict()
-        self._spread: OrderedDict[bytes, int] = OrderedDict()  # path -> directories in it with a run
+        self._spread: OrderedDict[bytes, set[bytes]] = (
+            OrderedDict()
+        )  # path -> directories in it that were read from
 
-    def opened(self, parent: Identity, directory: Directory, name: bytes, hit: bool) -> Iterator[Candidate]:
-        """*name* in *directory* is read; *hit*: its data were here. What to fetch, the most urgent first."""
-        run = self._runs.get(parent)
-        above = directory.path.rpartition(b"/")[0] if directory.path else None
+    def opened(self, parent: Identity, directory: Directory, name: bytes, hit: bool, late: bool) -> None:
+        """*name* in *directory* is read; *hit*: its data were here, or, if *late*, still on their way."""
+        before = self._current
+        run = self._current = self._run(parent, directory)
         if run is None:
-            if directory.order is None:
-                return
-            run = self._runs[parent] = _Run(directory)
-            if len(self._runs) > self.RUNS:
-                self._runs.popitem(last=False)
-            if above is not None:
-                self._spread[above] = self._spread.get(above, 0) + 1
-                self._spread.move_to_end(above)
-                if len(self._spread) > self.RUNS:
-                    self._spread.popitem(last=False)
-        else:
-            self._runs.move_to_end(parent)
-        run.follow(name)
-        if hit:
-            run.window = min(2 * run.window, self.MOST)
-        spreads = above is not None and self._spread.get(above, 0) >= self.SPREAD
-        if (run.count < 2 and not spreads) or not self.tally.worth:
             return
-        left = run.window
-        budget = self.SCAN
-        for candidate in self._coming(run, parent, directory, spreads):
-            budget -= 1
-            if candidate is not None:
-                left -= 1
-                yield candidate
-            if left <= 0 or budget <= 0:
+        run.follow(name, hit)
+        if run.trail is None:
+            self._set_out(run, None if before is None else before.trail, parent, directory, hit)
+        if late and run.trail is not None:
+            run.trail.window = min(2 * run.trail.window, self.MOST)
+
+    def _set_out(
+        self, run: _Run, before: _Trail | None, parent: Identity, directory: Directory, hit: bool
+    ) -> None:
+        above = self._taken_in_turn(directory.path)
+        if run.count < 2 and above is None:
+            return
+        window = self.LEAST
+        if before is not None and before.above is not None:
+            if hit and _within(directory.path, before.above):  # where that one led
+                run.trail = before
+                before.ahead = max(0, before.ahead - 1)
                 return
+            window = before.window
+        run.trail = _Trail(self._coming(run, parent, directory, above), window, above)
+
+    def _taken_in_turn(self, path: bytes) -> bytes | None:
+        """The highest directory above *path* of which several others were read from, too; None if there is none."""
+        found = None
+        for above in _ancestors(path):
+            if len(self._spread.get(above, ())) >= self.SPREAD:
+                found = above
+        return found
+
+    def more(self, room: int) -> Iterator[Candidate]:
+        """What to fetch after what was read last, the most urgent first, at most *room* bytes."""
+        trail = None if self._current is None else self._current.trail
+        if trail is None or not self.tally.worth:
+            return
+        for _ in range(self.SCAN):
+            if trail.ahead >= trail.window:
+                return
+            candidate = trail.next
+            if candidate is None:
+                try:
+                    candidate = next(trail.coming)
+                except StopIteration:
+                    return
+            if candidate is None:
+                continue
+            room -= candidate.size + OVERHEAD
+            if room < 0:
+                trail.next = candidate
+                return
+            trail.next = None
+            trail.ahead += 1
+            yield candidate
+
+    def _run(self, parent: Identity, directory: Directory) -> _Run | None:
+        run = self._runs.get(parent)
+        if run is not None:
+            self._runs.move_to_end(parent)
+            return run
+        if directory.order is None:
+            return None
+        run = self._runs[parent] = _Run(directory.order)
+        if len(self._runs) > self.RUNS:
+            self._runs.popitem(last=False)
+        below = directory.path
+        for above in _ancestors(below):
+            seen = self._spread.setdefault(above, set())
+            self._spread.move_to_end(above)
+            if len(seen) < self.SPREAD:
+                seen.add(below)
+            below = above
+        while len(self._spread) > self.RUNS:
+            self._spread.popitem(last=False)
+        return run
 
     def forget(self) -> None:
         """All directories may be others now."""
+        self._current = None
         self._runs.clear()
         self._spread.clear()
 
     def _coming(
-        self, run: _Run, parent: Identity, directory: Directory, spreads: bool
+        self, run: _Run, parent: Identity, directory: Directory, top: bytes | None
     ) -> Iterator[Candidate | None]:
+        """What comes after the last file of *run*: in its directory, below it, and then beside it, and beside those
+        above it up to what is in the directory *top*."""
         for name in run.coming():
             yield self._candidate(parent, directory, name)
-        if spreads:
+        if top is not None:
             yield from self._below(directory)
-            yield from self._beside(directory)
+            path = directory.path
+            while path != top:
+                yield from self._beside(path)
+                path = path.rpartition(b"/")[0]
 
     def _candidate(self, parent: Identity, directory: Directory, name: bytes) -> Candidate | None:
         identity = directory.names.get(name)
-        record = None if identity is None else self._cache.record(identity)
-        if identity is None or record is None or not record.cover or self._has(identity):
+        if identity is None or self._has(identity):
+            return None
+        record = self._cache.record(identity)
+        if record is None or not record.cover:
             return None
         size = record.attr.size
-        if not 0 < size <= SMALL or record.attr.nlink != 1:
+        if not 0 < size <= SMALL or record.attr.nlink != 1 or not S_ISREG(record.attr.mode):
             return None
         return Candidate(Ref(join(directory.path, name), identity), identity, parent, size)
 
     def _all_of(self, identity: Identity, directory: Directory) -> Iterator[Candidate | None]:
-        for name in directory.names:
+        for name in list(directory.names):
             yield self._candidate(identity, directory, name)
         yield from self._below(directory)
 
@@ -352,23 +431,34 @@ class Siblings:
         for entry in directory.order or ():
             if entry.type == _DT_DIR:
                 below = self._places.at(join(directory.path, entry.name))
-                if below is not None:
+                if below is not None and entry.name not in _DOTS:
                     yield from self._all_of(*below)
                 else:
                     yield None
 
-    def _beside(self, directory: Directory) -> Iterator[Candidate | None]:
-        """The directories that come after this one in the one above, as a walk would take them, and then those
-        before it."""
-        above = self._places.above(directory.path)
+    def _beside(self, path: bytes) -> Iterator[Candidate | None]:
+        """The directories that come after *path* in the one above, as a walk would take them."""
+        above = self._places.above(path)
         if above is None or above[1].order is None:
             return
-        name = directory.path.rpartition(b"/")[2]
+        name = path.rpartition(b"/")[2]
         names = [entry.name for entry in above[1].order if entry.type == _DT_DIR]
         place = names.index(name) if name in names else -1
-        for other in [*names[place + 1 :], *names[: max(place, 0)]]:
+        for other in names[place + 1 :]:
             found = self._places.at(join(above[1].path, other))
-            if found is not None:
+            if found is not None and other not in _DOTS:
                 yield from self._all_of(*found)
             else:
                 yield None
+
+
+def _ancestors(path: bytes) -> Iterator[bytes]:
+    """The directories that *path* is in, the nearest first."""
+    while path:
+        path = path.rpartition(b"/")[0]
+        yield path
+
+
+def _within(path: bytes, above: bytes) -> bool:
+    """Whether *path* is *above* or below it."""
+    return path == above or not above or path.startswith(above + b"/")

@@ -1,7 +1,8 @@
 """Recognises how a file is read, and says what will be read next.
 
 The kernel reads ahead by itself, in pieces of 128 KiB to 1 MiB of which several are under way and may come out of
-order. So "in sequence" means: near where the last read of the same stream ended. Up to four streams are followed in a file.
+order. So "in sequence" means: near where the last read of the same stream ended. Up to four streams are followed in a
+file.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ class ReadAhead:
         if left > stream.blocks * block // 2:
             return []
         stop = min(file_size, stream.end + stream.blocks * block)
-        found = []
+        found: list[Range] = []
         while start < stop:
             size = min(block, file_size - start)
             if found and room < size:

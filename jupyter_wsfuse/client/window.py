@@ -1,9 +1,10 @@
 """How many bytes prefetching may have under way: enough to fill the link, and little more.
 
 What is asked for ahead travels on the same connection as what somebody waits for, so everything that is under way
-beyond what the link holds is delay for him. As in BBR, the window is twice the product of the highest rate at which
-answers came lately and the shortest time that one took; what the link needs to be full, and as much again so that it
-stays so while answers are looked at. While that grows the window doubles with every round trip.
+beyond what the link holds is delay for him. While answers take little longer than the quickest did, nothing waits on
+the way, and the window doubles with every round trip in which it was made use of. From then on it is, as in BBR, twice
+the product of the highest rate at which answers came lately and the shortest time that one took: what the link needs to
+be full, and as much again so that it stays so while answers are looked at.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ _RENEWED: Final = 10.0
 _ROUNDS: Final = 8
 #: How many windows the link is filled with.
 _GAIN: Final = 2.0
+#: An answer that took so many times the shortest, and so many seconds more, had to wait on the way.
+_QUEUED: Final = 1.5
+_JITTER: Final = 0.002
 
 
 class _Sent:
@@ -50,11 +54,8 @@ class Window:
         self._delivered_at = clock()
         self._shortest = float("inf")
         self._shortest_at = clock()
-        self._rates: list[float] = []  # the highest of each of the last rounds, the present one last
+        self._rates = [0.0]  # the highest of each of the last rounds, the present one last
         self._round_ends = 0  # it ends when something that was sent after so many bytes had come is answered
-        self._starting = True
-        self._best = 0.0
-        self._stale = 0
 
     def room(self) -> int:
         """Bytes that may be asked for now."""
@@ -81,6 +82,9 @@ class Window:
         sent = self._sent.pop(token, None)
         if sent is None:
             return
+        full = (
+            self.flying >= self.limit // 2
+        )  # otherwise it says nothing about how large the window should be
         self.flying -= sent.size
         now = self._clock()
         self._delivered += size
@@ -88,44 +92,27 @@ class Window:
         took = max(now - sent.at, 1e-6)
         if took <= self._shortest or now - self._shortest_at > _RENEWED:
             self._shortest, self._shortest_at = took, now
-        rate = (self._delivered - sent.delivered) / max(now - sent.since, 1e-6)
         if sent.delivered >= self._round_ends:
             self._round_ends = self._delivered
-            self._next_round()
-        if not self._rates:
             self._rates.append(0.0)
+            del self._rates[:-_ROUNDS]
+        rate = (self._delivered - sent.delivered) / max(now - sent.since, 1e-6)
         self._rates[-1] = max(self._rates[-1], rate)
-        self._resize(size)
-
-    def _next_round(self) -> None:
-        highest = max(self._rates, default=0.0)
-        if self._starting and self._rates:
-            # The link is full when twice the window brought no more, three times in a row.
-            if highest > 1.25 * self._best:
-                self._best, self._stale = highest, 0
-            else:
-                self._stale += 1
-                self._starting = self._stale < 3
-        self._rates.append(0.0)
-        del self._rates[:-_ROUNDS]
-
-    def _resize(self, size: int) -> None:
-        target = int(_GAIN * max(self._rates) * self._shortest)
-        if self._starting:
-            # Each byte that comes makes room for two, as long as the window is made use of.
-            if self.flying + size >= self.limit // 2:
-                self.limit = min(self._ceiling, self.limit + size)
-        elif target > self.limit:
-            self.limit = min(target, self.limit + size)
+        if took < _QUEUED * self._shortest + _JITTER:
+            # Nothing waits on the way: each byte that comes makes room for two.
+            if full:
+                self.limit += size
         else:
-            self.limit = max(target, self.limit - size)
+            target = int(_GAIN * max(self._rates) * self._shortest)
+            self.limit = (
+                min(self.limit + size, target) if target > self.limit else max(target, self.limit - size)
+            )
         self.limit = min(self._ceiling, max(self._floor, self.limit))
 
     def shrink(self) -> None:
         """The connection was lost: begin anew, carefully."""
         self.limit = max(self._floor, min(self.limit, 512 << 10))
-        self._rates.clear()
-        self._starting, self._best, self._stale = True, 0.0, 0
+        self._rates = [0.0]
         self._shortest, self._shortest_at = float("inf"), self._clock()
 
     def snapshot(self) -> dict[str, float]:
@@ -133,6 +120,6 @@ class Window:
         return {
             "limit": self.limit,
             "flying": self.flying,
-            "rate": max(self._rates, default=0.0),
+            "rate": max(self._rates),
             "shortest": 0.0 if self._shortest == float("inf") else self._shortest,
         }

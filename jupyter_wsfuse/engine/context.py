@@ -26,8 +26,8 @@ _ID_MAX: Final = (1 << 32) - 2  # the largest user or group id; the next one mea
 @dataclass(slots=True)
 class Context:
     """The session's view: its workspace, its open files, whether it may choose who owns what (``raw_owner``), from
-    whom it gets leases (None: it gets none), and what it may do at all. Another ``policy`` may be put in at any time: it
-    holds from the next request on, for files that are open as well."""
+    whom it gets leases (None: it gets none), and what it may do at all. Another ``policy`` may be put in at any time:
+    it holds from the next request on, for files that are open as well."""
 
     sandbox: Sandbox
     handles: HandleTable = field(default_factory=HandleTable)
