@@ -429,7 +429,8 @@ class Sessions:
         """Send what is queued: first what sessions are told of each other and of what happened behind us, then the
         replies to those who did it.
         """
-        self.watcher.drain()
+        if self.watcher.leases:
+            self.watcher.drain()
         if not self._dirty:
             return
         dirty = list(self._dirty)
@@ -451,7 +452,8 @@ class Sessions:
             connection.send(messages)
 
     def _something_happened(self) -> None:
-        """The kernel has news of watched files."""
+        """The kernel has news of watched files, or of such that were."""
+        self.watcher.drain()
         self.flush()
 
     def _leases_ended(self, session: Session, identities: list[Identity]) -> None:

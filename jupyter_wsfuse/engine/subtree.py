@@ -54,7 +54,8 @@ class _Answer:
             fd = reopen(target.fd, attr.mode, os.O_RDONLY | os.O_DIRECTORY)
             place = target.place if context.policy.hides else None
         try:
-            found, end = entries.list_directory(fd, 0, self.entries + 2)
+            # With two dots, and one more, which says that these are not all.
+            found, end = entries.list_directory(fd, 0, self.entries + 3)
             self.bytes -= _DIRECTORY_BYTES + len(ref.path)
             self.bytes -= sum(len(entry[0]) + entries.ENTRY_BYTES for entry in found)
             if not end or self.bytes <= 0:

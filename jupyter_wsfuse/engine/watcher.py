@@ -120,7 +120,7 @@ class Watcher:
         self._mark = mark
         self._wall = wall
         self._notes = Notes()
-        self._fine: dict[int, bool] = {}  # root descriptor -> whether its times are
+        self._fine: dict[int, bool] = {}  # device -> whether its times are
 
     @property
     def fd(self) -> int:
@@ -134,8 +134,9 @@ class Watcher:
 
     def settle(self, sandbox: Sandbox) -> None:
         """Find out, once, how fine the times of a workspace are. Blocks. In any thread."""
-        if sandbox.root_fd not in self._fine:
-            self._fine[sandbox.root_fd] = fine_times(sandbox)
+        device = sandbox.stat(sandbox.root_fd).dev
+        if device not in self._fine:
+            self._fine[device] = fine_times(sandbox)
 
     # --- what we do ourselves --------------------------------------------------------------------------
 
@@ -193,8 +194,6 @@ class Watcher:
 
     def drain(self) -> None:
         """Look at what has happened since. Never waits."""
-        if not self.leases:
-            return
         for _ in range(_BATCHES):
             events = self.queue.read()
             if not events:
@@ -260,14 +259,14 @@ class Watcher:
         identity, state = attr.identity, _state(attr)
         noted = self._notes.get(identity)
         self._notes.put(identity, state)
-        if noted == state and self._proves(watched.sandbox, attr):
+        if noted == state and self._proves(attr):
             self.echoes += 1
         else:
             self._tell(watched, None, identity)
 
-    def _proves(self, sandbox: Sandbox, attr: Attr) -> bool:
+    def _proves(self, attr: Attr) -> bool:
         """Whether another state of the file would have other times."""
-        return self._fine.get(sandbox.root_fd, False) or self._wall() - attr.ctime > _TICK
+        return self._fine.get(attr.dev, False) or self._wall() - attr.ctime > _TICK
 
     def _entry(self, watched: Watched, name: bytes, directory: bool, mask: int) -> None:
         attr = watched.sandbox.stat_entry(watched.fd, name, frozenset())

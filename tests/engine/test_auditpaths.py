@@ -59,6 +59,8 @@ CASES: dict[type[m.Request], tuple[dict[str, Any], tuple[bytes, bytes]]] = {
     m.SetLock: ({"handle": 1, "lock": LOCK}, (b"h/1", b"")),
     m.Reopen: ({"ref": REF, "handle": 1, "flags": 0}, (b"a/b", b"")),
     m.Stats: ({}, (b"", b"")),
+    m.Fetch: ({"ref": REF, "offset": 0, "size": 1}, (b"a/b", b"")),
+    m.ListTree: ({"refs": [REF, Ref(b"c")], "limit": 1}, (b"a/b", b"")),
 }
 
 
@@ -83,6 +85,7 @@ def test_every_request_names_its_files(kind: type[m.Request], context: Context) 
 def test_handles_that_are_not_there(context: Context) -> None:
     assert describe(m.Read(1, 77, 0, 1), context) == (b"", b"")
     assert describe(m.GetAttr(1, Ref(b"a", None, 77)), context) == (b"a", b"")
+    assert describe(m.ListTree(1, [], 1), context) == (b"", b"")
 
 
 def test_names_that_no_file_can_have_are_cut(context: Context) -> None:

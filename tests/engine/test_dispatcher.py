@@ -395,7 +395,7 @@ async def test_bye_ends(desk: Desk) -> None:
 
 def test_the_class_of_each_request() -> None:
     classes = {kind.__name__: plan.limit for kind, plan in PLANS.items()}
-    assert {name for name, limit in classes.items() if limit == "read"} == {"Read"}
+    assert {name for name, limit in classes.items() if limit == "read"} == {"Read", "Fetch"}
     assert {name for name, limit in classes.items() if limit == "delete"} == {"Unlink", "RmDir"}
     assert {name for name, limit in classes.items() if limit == "write"} == {
         "Write", "Fallocate", "CopyRange", "Fsync", "SyncFs"

@@ -628,3 +628,82 @@ class TestReadDir:
         for thread in threads:
             thread.join()
         assert set(lengths) == {502}
+
+
+class Grants:
+    """Leases as long as they are granted, and what they were asked for."""
+
+    def __init__(self) -> None:
+        self.granted = True
+        self.held: set[m.Identity] = set()
+        self.asked: list[bytes] = []
+
+    def directory(self, fd: int, attr: m.Attr, name: bytes = b"") -> bool:
+        self.asked.append(name)
+        return self.granted
+
+    def file(self, fd: int, attr: m.Attr) -> bool:
+        return self.granted
+
+    def holds(self, identity: m.Identity) -> bool:
+        return identity in self.held
+
+
+class TestLeases:
+    @pytest.fixture
+    def grants(self, ws: Workspace) -> Grants:
+        ws.context.leases = grants = Grants()
+        return grants
+
+    def test_a_lookup_gets_one_on_the_directory(self, ws: Workspace, grants: Grants) -> None:
+        assert ws.run(m.Lookup(1, DIR, b"inner")).lease == m.LEASE_PARENT
+        assert grants.asked == [b"dir"]
+        grants.held.add(ws.attr(b"dir").identity)
+        grants.asked.clear()
+        assert ws.run(m.Lookup(1, DIR, b"inner")).lease == m.LEASE_PARENT
+        assert grants.asked == []
+        with fails(errno.ENOENT):
+            ws.run(m.Lookup(1, DIR, b"nothing"))
+        with fails(errno.ENOTDIR):
+            ws.run(m.Lookup(1, m.Ref(b"file"), b"x"))
+
+    def test_a_file_of_several_names_gets_one_of_its_own(self, ws: Workspace, grants: Grants) -> None:
+        assert ws.run(m.Lookup(1, ROOT, b"hard")).lease == m.LEASE_PARENT | m.LEASE_SELF
+        assert ws.run(m.GetAttr(1, m.Ref(b"hard"))).lease == m.LEASE_SELF
+        assert ws.run(m.GetAttr(1, m.Ref(b"dir/inner"))).lease == 0
+        grants.granted = False
+        assert ws.run(m.Lookup(1, ROOT, b"hard")).lease == 0
+
+    def test_attributes_of_a_directory(self, ws: Workspace, grants: Grants) -> None:
+        assert ws.run(m.GetAttr(1, DIR)).lease == m.LEASE_SELF
+        grants.held.add(ws.attr(b"dir").identity)
+        grants.granted = False
+        assert ws.run(m.GetAttr(1, DIR)).lease == m.LEASE_SELF
+        grants.held.clear()
+        assert ws.run(m.GetAttr(1, DIR)).lease == 0
+
+    def test_a_listing(self, ws: Workspace, grants: Grants, monkeypatch: pytest.MonkeyPatch) -> None:
+        handle = ws.open_dir(b"")
+        reply = ws.run(m.ReadDir(1, handle, 0, 100))
+        assert reply.lease
+        flags = {entry.name: entry.flags for entry in reply.entries}
+        assert flags[b"hard"] == flags[b"file"] == m.ENTRY_LEASED
+        assert flags[b"dir"] == flags[b"link"] == 0
+        grants.granted = False
+        reply = ws.run(m.ReadDir(1, handle, 0, 100))
+        assert not reply.lease
+        assert all(entry.flags == 0 for entry in reply.entries)
+
+        def vanished(*arguments: Any) -> int:
+            raise FileNotFoundError(errno.ENOENT, "gone")
+
+        monkeypatch.setattr(ws.context.sandbox, "open_entry", vanished)
+        assert all(entry.flags == 0 for entry in ws.run(m.ReadDir(1, handle, 0, 100)).entries)
+
+    def test_who_may_not_list_gets_none(self, ws: Workspace, grants: Grants) -> None:
+        from jupyter_wsfuse.engine.permissions import Policy, RuleSet, parse_rule
+
+        ws.context.policy = Policy(RuleSet([parse_rule("deny read *.key", "x")]), None, hide=True)
+        assert not ws.run(m.Lookup(1, ROOT, b"file")).lease & m.LEASE_PARENT
+        ws.context.policy = Policy(RuleSet([parse_rule("deny write /dir/**", "x")]), None)
+        assert ws.run(m.Lookup(1, DIR, b"inner")).lease == m.LEASE_PARENT

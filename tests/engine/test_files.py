@@ -707,3 +707,104 @@ def test_replies_carry_no_payload_but_reads(ws: Workspace) -> None:
     for call in calls:
         reply, payload = call()
         assert (reply.seq, payload) == (5, b"")
+
+
+class Grants:
+    """Leases on everything, and who asked for them."""
+
+    def __init__(self, granted: bool = True) -> None:
+        self.granted = granted
+        self.asked: list[tuple[str, m.Identity]] = []
+
+    def directory(self, fd: int, attr: m.Attr, name: bytes = b"") -> bool:
+        self.asked.append(("directory", attr.identity))
+        return self.granted
+
+    def file(self, fd: int, attr: m.Attr) -> bool:
+        self.asked.append(("file", attr.identity))
+        return self.granted
+
+    def holds(self, identity: m.Identity) -> bool:
+        return False
+
+
+class TestInline:
+    def test_the_first_bytes_come_with_the_handle(self, ws: Workspace) -> None:
+        reply, data = execute(ws.context, m.Open(1, ws.ref(b"file"), os.O_RDONLY, inline=4))
+        assert bytes(data) == b"cont"
+        assert ws.read(reply.handle, 0, 100) == b"content"  # type: ignore[attr-defined]
+        _, data = execute(ws.context, m.Open(1, ws.ref(b"file"), os.O_RDWR, inline=1 << 40))
+        assert bytes(data) == b"content"
+
+    def test_where_nothing_is_to_be_read(self, ws: Workspace) -> None:
+        for flags, inline in ((os.O_WRONLY, 10), (os.O_RDONLY, 0), (os.O_RDONLY, -1)):
+            assert execute(ws.context, m.Open(1, ws.ref(b"file"), flags, inline=inline))[1] == b""
+
+    def test_what_is_not_in_memory_leaves_nothing_open(
+        self, ws: Workspace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def block(*arguments: Any) -> int:
+            raise BlockingIOError
+
+        ref = ws.ref(b"file")
+        before = open_descriptors()
+        monkeypatch.setattr(os, "preadv", block)
+        with pytest.raises(WouldBlock):
+            execute(ws.context, m.Open(1, ref, os.O_RDONLY, inline=4), b"", True)
+        assert open_descriptors() == before
+
+    def test_a_number_of_the_clients_choice(self, ws: Workspace) -> None:
+        assert ws.run(m.Open(1, ws.ref(b"file"), os.O_RDONLY, handle=4711)).handle == 4711
+        assert ws.read(4711, 0, 100) == b"content"
+        with fails(errno.EEXIST):
+            ws.run(m.Open(1, ws.ref(b"file"), os.O_RDONLY, handle=4711))
+        with fails(errno.EINVAL):
+            ws.run(m.Open(1, ws.ref(b"file"), os.O_RDONLY, handle=-1))
+        assert ws.run(m.OpenDir(1, ws.ref(b"dir"), 4712)).handle == 4712
+
+
+class TestFetch:
+    def fetch(self, ws: Workspace, path: bytes, offset: int = 0, size: int = 100, **options: Any) -> bytes:
+        reply, data = execute(ws.context, m.Fetch(1, ws.ref(path), offset, size, **options))
+        assert isinstance(reply, m.FetchReply)
+        assert reply.attr.identity == ws.attr(path).identity
+        return bytes(data)
+
+    def test_data_without_a_handle(self, ws: Workspace) -> None:
+        before = open_descriptors()
+        assert self.fetch(ws, b"file") == b"content"
+        assert self.fetch(ws, b"file", 3, 2) == b"te"
+        assert self.fetch(ws, b"file", 100) == b""
+        assert len(ws.context.handles) == 0
+        assert open_descriptors() == before
+
+    def test_in_the_background_it_leaves_no_trace(self, ws: Workspace) -> None:
+        os.utime(ws.path / "file", (1, 2))
+        assert self.fetch(ws, b"file", background=True) == b"content"
+        assert os.stat(ws.path / "file").st_atime == 1
+
+    @needs_root
+    def test_where_it_may_not_hide_it_reads_all_the_same(self, ws: Workspace) -> None:
+        ref = ws.ref(b"file")
+        fetch = m.Fetch(1, ref, 0, 100, True)
+        assert bytes(as_user(lambda: execute(ws.context, fetch)[1])) == b"content"
+
+    @pytest.mark.parametrize(
+        ("path", "number"), [(b"dir", errno.EISDIR), (b"link", errno.ELOOP), (b"fifo", errno.ENXIO)]
+    )
+    def test_only_regular_files(self, ws: Workspace, path: bytes, number: int) -> None:
+        with fails(number):
+            self.fetch(ws, path)
+
+    @pytest.mark.parametrize(("offset", "size"), [(-1, 1), (0, -1), (0, MIB + 1), (1 << 63, 1)])
+    def test_ranges(self, ws: Workspace, offset: int, size: int) -> None:
+        with fails(errno.EINVAL):
+            self.fetch(ws, b"file", offset, size)
+
+    @pytest.mark.parametrize("granted", [True, False])
+    def test_a_file_of_several_names_has_a_lease_of_its_own(self, ws: Workspace, granted: bool) -> None:
+        os.link(ws.path / "file", ws.path / "dir/second")
+        ws.context.leases = grants = Grants(granted)
+        reply = ws.run(m.Fetch(1, m.Ref(b"file"), 0, 10))
+        assert reply.lease == (m.LEASE_SELF if granted else 0)
+        assert grants.asked == [("file", reply.attr.identity)]

@@ -77,6 +77,23 @@ async def test_init_takes_only_what_the_kernel_has(make_bench: MakeBench) -> Non
     assert unpack_from("=IIIIHH", body) == (7, 31, 64 << 20, abi.BIG_WRITES, 8, 6)
 
 
+async def test_directories_that_are_listed_without_being_opened(make_bench: MakeBench) -> None:
+    """Opening is answered once, in a way that the kernel remembers."""
+    bench = await make_bench(options=DriverOptions(no_opendir=True))
+    bench.device.send(init(flags=abi.NO_OPENDIR_SUPPORT))
+    await bench.reply()
+    bench.device.send(message(OPENDIR, bytes(8), unique=4))
+    assert (await bench.reply())[:2] == (4, -errno.ENOSYS)
+
+
+async def test_a_kernel_that_has_to_open_directories(make_bench: MakeBench) -> None:
+    bench = await make_bench(options=DriverOptions(no_opendir=True))
+    bench.device.send(init(flags=0))
+    await bench.reply()
+    bench.device.send(message(OPENDIR, bytes(8), unique=4))
+    assert (await bench.reply())[1] != -errno.ENOSYS
+
+
 @pytest.mark.parametrize(("major", "minor"), [(7, 30), (6, 45), (8, 0)])
 async def test_a_kernel_too_old(bench: Bench, major: int, minor: int) -> None:
     bench.device.send(init(major=major, minor=minor))

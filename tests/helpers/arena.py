@@ -208,6 +208,11 @@ def by_path(path: bytes, identity: Identity | None = None) -> list[Make]:
         partial(m.OpenDir, ref=ref),
         partial(m.Open, ref=ref, flags=os.O_RDONLY),
         partial(m.Open, ref=ref, flags=os.O_RDWR | os.O_TRUNC),
+        partial(m.Open, ref=ref, flags=os.O_RDONLY, handle=4713, inline=4096),
+        partial(m.OpenDir, ref=ref, handle=4714),
+        partial(m.Fetch, ref=ref, offset=0, size=4096),
+        partial(m.Fetch, ref=ref, offset=0, size=4096, background=True),
+        partial(m.ListTree, refs=[ref], limit=1000, depth=8),
         partial(m.StatFs, ref=ref),
         partial(m.GetXattr, ref=ref, name=b"user.canary"),
         partial(m.ListXattr, ref=ref),
@@ -273,7 +278,7 @@ def by_handle(handle: int) -> list[Make]:
     ]
     for make in by_path(b""):
         arguments = {
-            name: ref if value == ROOT or value == Ref(b"") else value
+            name: ref if value == ROOT or value == Ref(b"") else [ref] if isinstance(value, list) else value
             for name, value in make.keywords.items()
         }
         if arguments != make.keywords and make.func is not m.Reopen:

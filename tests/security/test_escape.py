@@ -123,9 +123,12 @@ async def attacker(arena: Arena, engine: EngineProcess, links: str = "keep") -> 
 
 
 def test_every_request_with_a_name_is_tried() -> None:
-    assert kinds_of(by_path(b"x")) == kinds_with("ref", "parent", "new_parent")
+    assert kinds_of(by_path(b"x")) == kinds_with("ref", "refs", "parent", "new_parent")
     assert kinds_of(by_name(b"x")) == kinds_with("name", "new_name")
-    assert kinds_of(by_handle(1)) == kinds_with("handle", "source", "ref", "parent") - {m.Close, m.Reopen}
+    assert kinds_of(by_handle(1)) == kinds_with("handle", "source", "ref", "refs", "parent") - {
+        m.Close,
+        m.Reopen,
+    }
 
 
 @pytest.mark.parametrize("links", ["keep", "contain", "follow"])

@@ -1,0 +1,359 @@
+"""What a session is told of what happens to the files, and what it is not told because it did that itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jupyter_wsfuse.engine import watcher as watcher_module
+from jupyter_wsfuse.engine.changes import Pending
+from jupyter_wsfuse.engine.leases import Leaser
+from jupyter_wsfuse.engine.operations import execute
+from jupyter_wsfuse.engine.sandbox import Sandbox
+from jupyter_wsfuse.engine.watcher import Watcher, fine_times
+from jupyter_wsfuse.protocol import messages as m
+from jupyter_wsfuse.protocol.messages import Change, Changed, InvalidateAll, Released
+from tests.helpers.workspace import ROOT, Workspace
+
+DIR = m.Ref(b"dir")
+
+
+class Told:
+    """A session as far as the watcher knows one."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        self.leases: dict[m.Identity, Any] = {}
+        self.pending = Pending()
+
+
+class Watched(Workspace):
+    """A workspace whose operations are noted, with one session that has leases."""
+
+    def __init__(self, path: Path, **options: Any) -> None:
+        super().__init__(path)
+        self.marked: list[Told] = []
+        self.watcher = Watcher(
+            **{"watches": 1000, "each": 100, **options},
+            mark=self.marked.append,  # type: ignore[arg-type]
+            ended=lambda session, identities: None,
+        )
+        self.watcher.settle(self.context.sandbox)
+        self.session = Told()
+        self.context.leases = Leaser(self.watcher.leases, self.session, self.context.sandbox)  # type: ignore[arg-type]
+
+    def do(self, request: m.Request, payload: bytes = b"") -> Any:
+        """As the engine does it for a client."""
+        reply, _ = execute(self.context, request, payload)
+        self.watcher.note(self.context, request, reply)
+        return reply
+
+    def forget(self) -> None:
+        self.watcher.drain()
+        self.session.pending.take()
+
+    def news(self) -> list[tuple[bytes | None, bytes | None]]:
+        """What the session is told: (what the file is called, name of the entry)."""
+        self.watcher.drain()
+        found: list[tuple[bytes | None, bytes | None]] = []
+        names = {}
+        for folder, folders, files in os.walk(os.fsencode(self.path)):
+            for name in (b".", *folders, *files):
+                path = os.path.relpath(os.path.join(folder, name), os.fsencode(self.path))
+                status = os.lstat(os.path.join(folder, name))
+                names.setdefault(status.st_ino, path)
+        for message in self.session.pending.take():
+            assert isinstance(message, Changed)
+            found += [(names.get(change.identity.ino), change.name) for change in message.changes]
+        return found
+
+    def close(self) -> None:
+        self.watcher.close()
+        super().close()
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[..., Watched]]:
+    root = tmp_path / "root"
+    (root / "dir/deep").mkdir(parents=True)
+    (root / "dir/file").write_bytes(b"content")
+    (root / "hard").write_bytes(b"two names")
+    os.link(root / "hard", root / "dir/hard")
+    made: list[Watched] = []
+
+    def start(**options: Any) -> Watched:
+        made.append(Watched(root, **options))
+        return made[-1]
+
+    yield start
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def ws(make: Callable[..., Watched]) -> Watched:
+    """Leases on all of it."""
+    ws = make()
+    ws.do(m.ListTree(1, [ROOT], 100, 5))
+    assert len(ws.session.leases) == 4  # three directories, and a file of two names
+    assert ws.news() == []
+    return ws
+
+
+def test_changes_of_others_are_told(ws: Watched) -> None:
+    (ws.path / "dir/file").write_bytes(b"other")
+    assert ws.news() == [(b"dir/file", None)]
+    assert ws.marked[-1] is ws.session
+    (ws.path / "dir/file").chmod(0o600)
+    assert ws.news() == [(b"dir/file", None)]
+    (ws.path / "dir/new").touch()
+    assert ws.news()[0] == (b"dir", b"new")
+    (ws.path / "dir/new").rename(ws.path / "moved")
+    assert ws.news() == [(b"dir", b"new"), (b".", b"moved")]
+    (ws.path / "moved").unlink()
+    assert ws.news() == [(b".", b"moved")]
+    (ws.path / "dir/deep").chmod(0o700)
+    assert ws.news() == [(b"dir/deep", None)]
+
+
+def test_what_is_not_covered_is_not_told(make: Callable[..., Watched]) -> None:
+    ws = make()
+    ws.do(m.ListTree(1, [DIR], 100))
+    (ws.path / "elsewhere").touch()
+    (ws.path / "dir/deep/inner").touch()
+    assert ws.news() == []
+
+
+def test_without_leases_nothing_is_read(make: Callable[..., Watched]) -> None:
+    ws = make()
+    ws.do(m.Create(1, ROOT, b"n", 0o644, os.O_RDWR))
+    assert ws.news() == []
+    assert ws.watcher.events == 0
+
+
+def test_ones_own_operations_do_not_come_back(ws: Watched) -> None:
+    handle = ws.do(m.Create(1, DIR, b"new", 0o644, os.O_RDWR)).handle
+    ws.do(m.Write(1, handle, 0), b"data")
+    ws.do(m.Fallocate(1, handle, 0, 0, 100))
+    ws.do(m.SetAttr(1, m.Ref(b"", None, handle), mode=0o600))
+    ws.do(m.CopyRange(1, handle, 0, handle, 50, 10))
+    ws.do(m.MkDir(1, m.Ref(b"", ws.attr(b"").identity), b"made", 0o755))
+    ws.do(m.SymLink(1, ROOT, b"link", b"target"))
+    ws.do(m.MkNod(1, ROOT, b"node", 0o100644))
+    ws.do(m.Rename(1, m.Ref(b"dir", ws.attr(b"dir").identity), b"new", ROOT, b"renamed"))
+    ws.do(m.Unlink(1, ROOT, b"node"))
+    ws.do(m.RmDir(1, ROOT, b"made"))
+    told = ws.news()
+    # Only what was done in directories that the requests did not name by identity.
+    assert (b"renamed", None) not in told
+    assert {name for _, name in told} <= {b"new"}
+    assert ws.watcher.echoes > 5
+
+
+def test_a_change_right_after_ones_own_is_told(ws: Watched) -> None:
+    handle = ws.open(b"dir/file", os.O_RDWR)
+    ws.do(m.Write(1, handle, 0), b"mine")
+    with (ws.path / "dir/file").open("r+b") as file:
+        file.write(b"abc")
+    assert ws.news() == [(b"dir/file", None)]
+    ws.do(m.Write(1, handle, 0), b"mine")
+    assert ws.news() == []
+
+
+def test_one_state_is_told_once(ws: Watched) -> None:
+    with (ws.path / "dir/file").open("r+b") as file:
+        file.write(b"x")
+        file.flush()
+        assert ws.news() == [(b"dir/file", None)]
+    assert ws.news() == []  # it was closed
+
+
+def test_where_times_are_coarse_equal_times_prove_nothing(
+    make: Callable[..., Watched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watcher_module, "fine_times", lambda sandbox: False)
+    now = [0]
+    ws = make(wall=lambda: now[0])
+    ws.do(m.ListTree(1, [DIR], 100))
+    handle = ws.open(b"dir/file", os.O_RDWR)
+    now[0] = ws.attr(b"dir/file").ctime
+    ws.do(m.Write(1, handle, 0), b"mine")
+    assert ws.news() == [(b"dir/file", None)]
+    ws.do(m.Write(1, handle, 0), b"mine")
+    now[0] = ws.attr(b"dir/file").ctime + 10**9
+    assert ws.news() == []
+
+
+def test_a_file_of_several_names_is_told_to_whoever_knows_it(ws: Watched) -> None:
+    (ws.path / "hard").write_bytes(b"by one name")
+    assert ws.news() in ([(b"hard", None)], [(b"dir/hard", None)])
+    os.link(ws.path / "dir/file", ws.path / "second")
+    told = ws.news()
+    assert (b".", b"second") in told
+    assert any(name is None and path in (b"dir/file", b"second") for path, name in told)
+    (ws.path / "hard").unlink()
+    told = ws.news()
+    assert (b".", b"hard") in told
+    assert (b"dir/hard", None) in told
+    (ws.path / "dir/hard").unlink()
+    ws.watcher.drain()
+    messages = ws.session.pending.take()
+    assert any(isinstance(message, Released) for message in messages)  # it is gone for good
+    assert len(ws.session.leases) == 3
+
+
+def test_a_directory_that_is_removed_is_let_go(ws: Watched) -> None:
+    identity = ws.attr(b"dir/deep").identity
+    assert identity in ws.session.leases
+    (ws.path / "dir/deep").rmdir()
+    ws.watcher.drain()
+    messages = ws.session.pending.take()
+    assert Released([identity]) in messages
+    assert identity not in ws.session.leases
+    (ws.path / "dir/deep").mkdir()  # under the same name, another one
+    (ws.path / "dir/deep/inner").touch()
+    assert {name for _, name in ws.news()} == {b"deep"}
+
+
+def test_more_than_the_kernel_queues(ws: Watched) -> None:
+    with open("/proc/sys/fs/inotify/max_queued_events") as setting:
+        most = int(setting.read())
+    for number in range(most // 2 + 100):
+        os.chmod(ws.path / "dir/file", 0o600 + number % 2)
+        os.chmod(ws.path / "hard", 0o600 + number % 2)
+    while not ws.watcher.overflows:
+        ws.watcher.drain()
+    messages = ws.session.pending.take()
+    assert any(isinstance(message, InvalidateAll) for message in messages)
+    ws.watcher.drain()
+    (ws.path / "dir/file").chmod(0o644)
+    ws.session.pending.take()
+    (ws.path / "dir/file").chmod(0o600)
+    assert (b"dir/file", None) in ws.news()  # it goes on
+
+
+def test_what_vanished_before_it_was_looked_at(ws: Watched) -> None:
+    with (ws.path / "dir/file").open("r+b") as file:
+        file.write(b"x")
+        (ws.path / "dir/file").unlink()
+    assert ws.news() == [(b"dir", b"file")]
+
+
+def test_notes_on_what_cannot_be_told_are_not_made(ws: Watched) -> None:
+    note = ws.watcher.note
+    note(ws.context, m.Write(1, 4711, 0), m.CountReply(1, 1))
+    note(ws.context, m.Rename(1, ROOT, b"a", ROOT, b"b", 2), m.RemovedReply(1, moved=ws.attr(b"hard")))
+    note(ws.context, m.Rename(1, ROOT, b"a", ROOT, b"b"), m.RemovedReply(1))
+    note(ws.context, m.Rename(1, ROOT, b"a", ROOT, b"b"), m.RemovedReply(1, moved=ws.attr(b"hard")))
+    note(ws.context, m.Unlink(1, m.Ref(b"", None, 4711), b"x"), m.RemovedReply(1))
+    note(ws.context, m.SetXattr(1, ROOT, b"user.x", b""), m.Done(1))
+    handle = ws.open(b"dir/file", os.O_RDWR)
+    found = ws.context.handles.get(handle)
+    fd, found.fd = found.fd, 9999
+    note(ws.context, m.Write(1, handle, 0), m.CountReply(1, 1))
+    found.fd = fd
+    assert ws.news() == []
+
+
+def test_notes_are_bounded(ws: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watcher_module, "_NOTES", 2)
+    for name in (b"one", b"two", b"three"):
+        ws.do(m.MkNod(1, ROOT, name, 0o100644))
+    assert {name for _, name in ws.news()} >= {b"one"}  # forgotten, so told
+
+
+def test_without_birth_times_the_next_file_may_have_the_same_number(ws: Watched) -> None:
+    attr = ws.attr(b"hard")
+    attr.btime = 0
+    other = m.msgspec.structs.replace(attr, ctime=attr.ctime + 1)
+    assert watcher_module._who(attr) != watcher_module._who(other)
+    assert watcher_module._who(None) is None
+
+
+def test_whether_times_are_fine_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sandbox = Sandbox(tmp_path)
+    assert isinstance(fine_times(sandbox), bool)
+    assert list(tmp_path.iterdir()) == []
+
+    def fail(*arguments: Any, **more: Any) -> int:
+        raise OSError(30, "read-only")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", fail)
+        assert not fine_times(sandbox)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", fail)
+        assert not fine_times(sandbox)
+    sandbox.close()
+
+
+def test_a_queue_without_leases_is_emptied(make: Callable[..., Watched]) -> None:
+    ws = make()
+    ws.do(m.ListTree(1, [DIR], 100))
+    ws.watcher.leases.end(ws.session)  # type: ignore[arg-type]
+    assert not ws.watcher.leases
+    ws.watcher.drain()
+    assert ws.watcher.queue.read() == []
+
+
+def test_a_device_is_tried_once(make: Callable[..., Watched], monkeypatch: pytest.MonkeyPatch) -> None:
+    ws = make()
+    monkeypatch.setattr(watcher_module, "fine_times", lambda sandbox: pytest.fail("tried again"))
+    ws.watcher.settle(ws.context.sandbox)
+
+
+def test_a_rename_over_a_file(ws: Watched) -> None:
+    (ws.path / "old").touch()
+    ws.forget()
+    root = m.Ref(b"", ws.attr(b"").identity)
+    ws.do(m.MkNod(1, root, b"new", 0o100644))
+    ws.do(m.Rename(1, root, b"new", root, b"old"))
+    assert ws.news() == []
+
+
+def test_an_entry_named_through_an_open_directory(ws: Watched) -> None:
+    directory = ws.open_dir(b"dir")
+    ws.do(m.MkNod(1, m.Ref(b"", None, directory), b"new", 0o100644))
+    assert ws.news() == []
+
+
+def test_a_removed_directory_that_another_one_is_called_like(ws: Watched) -> None:
+    (ws.path / "dir/deep/deep").mkdir()
+    ws.do(m.ListTree(1, [m.Ref(b"dir/deep")], 100, 3))
+    inner = ws.attr(b"dir/deep/deep").identity
+    (ws.path / "dir/deep/deep").rmdir()
+    ws.forget()
+    assert inner not in ws.session.leases
+    assert ws.attr(b"dir/deep").identity in ws.session.leases
+
+
+def test_news_of_nobody_are_ignored(ws: Watched) -> None:
+    ws.watcher._happened(watcher_module.inotify.Event(4711, watcher_module.inotify.CREATE, b"x"))
+    assert ws.session.pending.take() == []
+    watched = next(iter(ws.watcher.leases))
+    ws.watcher._happened(watcher_module.inotify.Event(watched.wd, watcher_module.inotify.UNMOUNT, b""))
+    assert [type(message) for message in ws.session.pending.take()] == [Changed, Released]
+
+
+def test_what_cannot_be_looked_at_is_gone(ws: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    identity = ws.attr(b"dir/deep").identity
+    watched = ws.session.leases[identity]
+
+    def fail(*arguments: Any) -> Any:
+        raise OSError(5, "the disk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(watched.sandbox, "stat", fail)
+        ws.watcher._gone_if_removed(watched)
+    assert identity not in ws.session.leases
+    root = ws.session.leases[ws.attr(b"").identity]
+    with monkeypatch.context() as patch:
+        patch.setattr(root.sandbox, "stat", fail)
+        ws.watcher._happened(watcher_module.inotify.Event(root.wd, watcher_module.inotify.ATTRIB, b""))
+    assert len(ws.session.leases) == 2
+    assert ws.watcher.describe()["watches"] == 2
+    assert Change(identity) in ws.session.pending.take()[0].changes  # type: ignore[union-attr]
