@@ -72,7 +72,14 @@ def place(shared_mount: SharedMount, tmp_path: Path) -> Iterator[Callable[..., l
             source.mkdir()
             source.chmod(0o777)
             sources.append(source)
-        return replace(mounted, path=mounted.path / name, source=source)
+        seen = mounted.path / name
+
+        def told() -> bool:
+            """The mount is told of what is made behind it; in a moment, not at once."""
+            return seen.exists() and seen.stat().st_mode == source.stat().st_mode
+
+        live.wait_for(told, "the mount has been told of the test's directory")
+        return replace(mounted, path=seen, source=source)
 
     yield get
     for source in sources:

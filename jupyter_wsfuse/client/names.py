@@ -29,6 +29,7 @@ from .core import Core
 from .profiler import measured
 from .tree import Node
 
+_NAME_MAX = 255  # bytes, on every file system that Linux has
 _ATTEMPTS = 3  # at a lookup whose answer was overtaken by a change of the same name
 
 
@@ -39,6 +40,8 @@ class NameOperations(Core):
     async def lookup(self, caller: Caller, parent: int, name: bytes) -> Entry:
         """What *name* in *parent* is; counted until :meth:`forget`. ``ENOENT`` may be a negative entry."""
         directory = self.tree.get(parent)
+        if len(name) > _NAME_MAX:  # not one of those that are known not to exist: it cannot
+            raise os_error(errno.ENAMETOOLONG)
         known = self.cached_entry(directory, name)
         if known is not None:
             self.cache.hits += 1

@@ -43,7 +43,8 @@ class MountConfig:
     ``uid`` and ``gid`` are what files show under ``owner="squash"``. ``deadline`` is in seconds. ``subdir`` is
     relative to the workspace. ``tenant``: which workspace, empty for the one that is the user's. ``source``,
     ``ca_file`` and ``proxy`` are those of the server that was found. ``prefetch``: policies of
-    :mod:`~jupyter_wsfuse.client.prefetch`; ``memory``: MiB that the daemon may take.
+    :mod:`~jupyter_wsfuse.client.prefetch`; ``memory``: MiB that the daemon may take; ``disk_cache``: bytes of file
+    data to keep on this machine's disk.
     """
 
     url: str
@@ -59,6 +60,7 @@ class MountConfig:
     cache: bool = True
     prefetch: tuple[str, ...] = tuple(sorted(PREFETCH))
     memory: int = DEFAULT_MEMORY
+    disk_cache: int = 0
     read_only: bool = False
     allow_other: bool = False
     tenant: str = ""

@@ -18,6 +18,7 @@ from typing import Any
 import click
 
 from jupyter_wsfuse import __version__
+from jupyter_wsfuse.client.api import PREFETCH
 from jupyter_wsfuse.client.discovery import discover
 from jupyter_wsfuse.errors import (
     DiscoveryError,
@@ -28,9 +29,9 @@ from jupyter_wsfuse.errors import (
     WsFuseError,
 )
 from jupyter_wsfuse.mount import launcher, registry
-from jupyter_wsfuse.mount.config import DEFAULT_DEADLINE, MountConfig
-from jupyter_wsfuse.ui import audit, profile, render, tokens, views
-from jupyter_wsfuse.ui.arguments import Directory, json_option, mount_point
+from jupyter_wsfuse.mount.config import DEFAULT_DEADLINE, DEFAULT_MEMORY, LEAST_MEMORY, MountConfig
+from jupyter_wsfuse.ui import audit, prefetch, profile, render, tokens, views
+from jupyter_wsfuse.ui.arguments import Directory, Policies, Size, json_option, mount_point
 from jupyter_wsfuse.ui.options import given_token, token_file
 from jupyter_wsfuse.ui.render import Report
 
@@ -149,6 +150,29 @@ def _is_directory(argument: str) -> bool:
     show_default=True,
     help="off: for measuring, debugging.",
 )
+@click.option(
+    "--prefetch",
+    metavar="on|off|LIST",
+    type=Policies(),
+    default="on",
+    show_default=True,
+    help=f"What to ask for before it is needed: {', '.join(sorted(PREFETCH))}.",
+)
+@click.option(
+    "--memory",
+    metavar="MIB",
+    type=click.IntRange(LEAST_MEMORY),
+    default=DEFAULT_MEMORY,
+    show_default=True,
+    help="What the mount's daemon may take for what it remembers.",
+)
+@click.option(
+    "--disk-cache",
+    metavar="SIZE",
+    type=Size(),
+    default=0,
+    help="Keep so much file data on this machine's disk, also for the next mount.  [default: none]",
+)
 @click.pass_obj
 def mount(
     front: Front,
@@ -165,6 +189,9 @@ def mount(
     allow_other: bool,
     links: Any,
     cache: str,
+    prefetch: tuple[str, ...],
+    memory: int,
+    disk_cache: int,
 ) -> Report | int:
     """Mount the workspace of the server at URL on DIR.
 
@@ -190,6 +217,9 @@ def mount(
         allow_other=allow_other,
         links=links,
         cache=cache == "on",
+        prefetch=prefetch,
+        memory=memory,
+        disk_cache=disk_cache,
         verbose=front.verbose,
     )
     if foreground:
@@ -254,6 +284,7 @@ def status(front: Front, directory: str | None, as_json: bool) -> Report:
 
 cli.add_command(profile.stats)
 cli.add_command(profile.profile)
+cli.add_command(prefetch.prefetch)
 cli.add_command(tokens.token)
 cli.add_command(audit.audit)
 
