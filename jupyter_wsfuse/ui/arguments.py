@@ -1,4 +1,4 @@
-"""Arguments and options that several commands have."""
+"""Arguments and options that several commands have, and the types of those that click has no type for."""
 
 from __future__ import annotations
 
@@ -34,20 +34,39 @@ class MountPoint(click.ParamType):
         return [CompletionItem(path) for path in paths if path.startswith(incomplete)]
 
 
+class Inside(MountPoint):
+    """A path in a mount; completes to the mounts there are, and to files where the shell does that."""
+
+    name = "path"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        from click.shell_completion import CompletionItem
+
+        return [
+            *super().shell_complete(ctx, param, incomplete),
+            CompletionItem(incomplete, type="file"),
+        ]
+
+
 class Size(click.ParamType):
-    """A number of bytes, as people write them."""
+    """Bytes, as people write them; "off" is 0 if *off*."""
 
     name = "size"
 
+    def __init__(self, off: bool = False) -> None:
+        self._off = off
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if self._off and value == "off":
+            return 0
         try:
-            return parse_size(int(value) if isinstance(value, str) and value.isdecimal() else value)
+            return parse_size(value)
         except ValueError as exc:
-            self.fail(f"{value!r} {exc}", param, ctx)
+            self.fail(f"{value!r} {exc}" + (", or off" if self._off else ""), param, ctx)
 
 
 class Policies(click.ParamType):
-    """Policies of prefetching: ``on`` for all, ``off`` for none, or some of them, separated by commas."""
+    """What is fetched ahead: "on", "off", or names of :data:`~jupyter_wsfuse.client.api.PREFETCH` with commas."""
 
     name = "policies"
 
@@ -58,11 +77,20 @@ class Policies(click.ParamType):
             return value
         if value in ("on", "off"):
             return tuple(sorted(PREFETCH)) if value == "on" else ()
-        wanted = tuple(sorted({part.strip() for part in value.split(",") if part.strip()}))
-        unknown = [name for name in wanted if name not in PREFETCH]
-        if unknown or not wanted:
-            self.fail(f"{value!r}: say on, off, or some of {', '.join(sorted(PREFETCH))}", param, ctx)
-        return wanted
+        names = {name.strip() for name in value.split(",")}
+        for name in sorted(names - PREFETCH):
+            known = ", ".join(sorted(PREFETCH))
+            self.fail(f"{name!r} is not known. Either on, or off, or some of: {known}", param, ctx)
+        return tuple(sorted(names))
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        from click.shell_completion import CompletionItem
+
+        before, comma, last = incomplete.rpartition(",")
+        words = sorted(PREFETCH - set(before.split(",")))
+        if not comma:
+            words += ["on", "off"]
+        return [CompletionItem(before + comma + word) for word in words if word.startswith(last)]
 
 
 mount_point = click.argument("directory", required=False, metavar="[DIR]", type=MountPoint())

@@ -18,7 +18,6 @@ from typing import Any
 import click
 
 from jupyter_wsfuse import __version__
-from jupyter_wsfuse.client.api import PREFETCH
 from jupyter_wsfuse.client.discovery import discover
 from jupyter_wsfuse.errors import (
     DiscoveryError,
@@ -156,7 +155,7 @@ def _is_directory(argument: str) -> bool:
     type=Policies(),
     default="on",
     show_default=True,
-    help=f"What to ask for before it is needed: {', '.join(sorted(PREFETCH))}.",
+    help="What is fetched before it is asked for. LIST: some of subtree, siblings, readahead, inline, with commas.",
 )
 @click.option(
     "--memory",
@@ -164,14 +163,15 @@ def _is_directory(argument: str) -> bool:
     type=click.IntRange(LEAST_MEMORY),
     default=DEFAULT_MEMORY,
     show_default=True,
-    help="What the mount's daemon may take for what it remembers.",
+    help="How much memory the mount's process may take.",
 )
 @click.option(
     "--disk-cache",
     metavar="SIZE",
-    type=Size(),
-    default=0,
-    help="Keep so much file data on this machine's disk, also for the next mount.  [default: none]",
+    type=Size(off=True),
+    default="off",
+    show_default=True,
+    help="Keeps file data on this machine's disk between mounts, up to SIZE (like 10GiB).",
 )
 @click.pass_obj
 def mount(
@@ -200,6 +200,8 @@ def mount(
     """
     if url and directory is None and _is_directory(url):
         url, directory = None, url
+    if disk_cache and cache == "off":
+        raise click.UsageError("either --disk-cache or --cache off")
     server = discover(url, given_token(front, url, token_file))
     config = MountConfig(
         url=server.url,
@@ -282,9 +284,9 @@ def status(front: Front, directory: str | None, as_json: bool) -> Report:
     return views.status([launcher.status(entry) for entry in chosen], front.prefix)
 
 
+cli.add_command(prefetch.prefetch)
 cli.add_command(profile.stats)
 cli.add_command(profile.profile)
-cli.add_command(prefetch.prefetch)
 cli.add_command(tokens.token)
 cli.add_command(audit.audit)
 
@@ -358,7 +360,7 @@ def explain(exc: BaseException, front: Front) -> str:
         hint = f"\nTry {front.prefix} --help" if isinstance(exc, click.UsageError) else ""
         return front.words(exc.format_message() + hint)
     if isinstance(exc, KeyboardInterrupt | click.Abort):
-        return "interrupted"
+        return str(exc) or "interrupted"
     message = str(exc) or type(exc).__name__
     if isinstance(exc, TransportError | RefusedError) and "doctor" not in message:
         message += f"\n`{Front.prefix} doctor` checks the connection step by step"

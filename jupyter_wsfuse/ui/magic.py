@@ -68,6 +68,7 @@ def wsfuse(line: str, cell: str | None = None) -> Any:
     %wsfuse mount DIR               ... on DIR
     %wsfuse mount URL DIR           another server; its token is taken from the environment variable
                                     WSFUSE_TOKEN, or from a file: --token-file FILE
+    %wsfuse prefetch PATH           bring what lies below a path here, before it is needed
     %wsfuse status                  what is mounted, and how the connection is
     %wsfuse stats                   operations, how long they took, and what they waited for
     %%wsfuse profile                runs a cell, and says what it did with the mount and what would be faster
