@@ -95,12 +95,13 @@ def place_name(directory: str | None) -> str:
     return f"{printable(directory)}/" if directory else "the top directory"
 
 
-def advise(mountpoint: str, result: dict[str, Any]) -> list[Advice]:
-    """What the result of a profile says, the most important first."""
-    return list(_advise(mountpoint, result))
+def advise(mountpoint: str, result: dict[str, Any], prefix: str | None = "wsfuse") -> list[Advice]:
+    """What the result of a profile says, the most important first. *prefix*: what is typed before commands; None: the
+    mount remembers nothing, so there is no use in fetching anything ahead."""
+    return list(_advise(mountpoint, result, prefix))
 
 
-def _advise(mountpoint: str, result: dict[str, Any]) -> Iterator[Advice]:
+def _advise(mountpoint: str, result: dict[str, Any], prefix: str | None) -> Iterator[Advice]:
     elapsed, waiting = result["seconds"], result["waiting"]
     wall, total = waiting["wall"], waiting["sum"]
     if elapsed <= 0 or wall < _WORTH * elapsed:
@@ -126,7 +127,7 @@ def _advise(mountpoint: str, result: dict[str, Any]) -> Iterator[Advice]:
             f"{elapsed_part / elapsed:.0%}".replace("%", " %")
             + f" of {seconds(elapsed)} waited for {_listed(same)} in {place_name(same[0].directory)}, {how}"
             + (f", {seconds(spent / asked)} each." if asked else "."),
-            _todo(mountpoint, _together(same), kind, parallel, elapsed, elapsed_part),
+            _todo(mountpoint, _together(same), kind, parallel, elapsed, elapsed_part, prefix),
         )
 
 
@@ -202,11 +203,20 @@ def _kind(group: Group, groups: list[Group]) -> str:
     return f"small {operation}" if mean < _SMALL else operation
 
 
-def _todo(mountpoint: str, group: Group, kind: str, parallel: float, elapsed: float, spent: float) -> str:
+def _todo(
+    mountpoint: str,
+    group: Group,
+    kind: str,
+    parallel: float,
+    elapsed: float,
+    spent: float,
+    prefix: str | None,
+) -> str:
     """What helps against *group*, for which *spent* of *elapsed* seconds went by."""
     directory = group.directory
     named = directory is not None and not directory.startswith("(")
     place = shlex.quote(printable(os.path.join(mountpoint, directory or ""))) if named else "the directory"
+    bring = f"`{prefix} prefetch {place if named else 'DIR'}`" if prefix else f"`cp -r {place} /tmp`"
     if kind == "find" and group.count >= _MANY:
         if parallel >= _PARALLEL:
             aside = "More at a time will not help much; fewer and larger files will."
@@ -216,8 +226,8 @@ def _todo(mountpoint: str, group: Group, kind: str, parallel: float, elapsed: fl
                 f"side by side it would take about {seconds(elapsed - spent + spent / _THREADS)}."
             )
         return (
-            f"Each costs a way to the server and back. Copy once (cp -r {place} /tmp) and work on the copy, "
-            f"or keep small files in one archive (zip, tar, Parquet, HDF5). {aside}"
+            f"Each costs a way to the server and back. {bring} beforehand brings all of it here together. "
+            f"Or keep small files in one archive (zip, tar, Parquet, HDF5). {aside}"
         )
     if kind == "change" and group.count >= _MANY:
         return (
@@ -227,7 +237,7 @@ def _todo(mountpoint: str, group: Group, kind: str, parallel: float, elapsed: fl
     if kind == "small read" and group.count >= _MANY:
         return (
             f"Read in larger pieces than {size(group.bytes / group.count)}: the whole file at once, or "
-            "open(..., buffering=1 << 20). For jumps within a file, copy it to /tmp first."
+            f"open(..., buffering=1 << 20). For jumps within a file, bring all of it here first: {bring}."
         )
     if kind == "small write" and group.count >= _MANY:
         return (
@@ -238,8 +248,8 @@ def _todo(mountpoint: str, group: Group, kind: str, parallel: float, elapsed: fl
         speed = f"{size(group.bytes / spent)} a second"
         if kind == "read":
             return (
-                f"{size(group.bytes)} at {speed}: that is the connection. Read less (columns, slices), or keep a copy "
-                "in /tmp if it is read again."
+                f"{size(group.bytes)} at {speed}: that is the connection. Read less (columns, slices), or have it here "
+                f"before you need it: {bring}."
             )
         return f"{size(group.bytes)} at {speed}: that is the connection. Write less, or compressed."
     if kind in ("fsync", "fsyncdir", "syncfs"):

@@ -122,7 +122,8 @@ def profile(ctx: click.Context, directory: str | None, as_json: bool) -> Report 
         else:
             code = _run(command)
             succeeded = code == 0
-    report = views.profile(entry.mountpoint, results[0])
+    remembers = entry.info.get("cache", True)
+    report = views.profile(entry.mountpoint, results[0], front.prefix if remembers else None)
     report.ok = succeeded
     if front.cell is not None:
         return report

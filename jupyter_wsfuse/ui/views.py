@@ -26,6 +26,7 @@ def mounted(status: dict[str, Any], prefix: str) -> Report:
     how = ", ".join(filter(None, words))
     report = Report(status)
     report.line(f"Mounted {status['url']} on {status['mountpoint']}" + (f" ({how})" if how else ""), "ok")
+    _untold(report, status)
     return report.line(f"{prefix} status shows it, {prefix} umount takes it down", "hint")
 
 
@@ -54,6 +55,24 @@ def _is_read_only(status: dict[str, Any]) -> bool:
     return bool(status.get("read_only") or _connection(status).get("read_only"))
 
 
+def _changes(status: dict[str, Any]) -> str:
+    """How soon what others change is seen."""
+    if status.get("cache") is False:
+        return "not cached"
+    told = _connection(status).get("told")
+    return "-" if told is None else "pushed" if told else "after 1 s"
+
+
+def _untold(report: Report, status: dict[str, Any]) -> None:
+    why = _connection(status).get("untold_because")
+    if _changes(status) == "after 1 s":
+        report.line(
+            f"{status['mountpoint']}: what others change is seen after 1 s"
+            + (f", because {printable(str(why))}" if why else ""),
+            "warn",
+        )
+
+
 def status(found: Sequence[dict[str, Any]], prefix: str) -> Report:
     """All mounts, and how they are."""
     report = Report(list(found))
@@ -72,14 +91,16 @@ def status(found: Sequence[dict[str, Any]], prefix: str) -> Report:
                 str(connection.get("transport") or "-"),
                 f"{rtt:.1f} ms" if isinstance(rtt, int | float) else "-",
                 "read-only" if _is_read_only(mount) else "read-write",
+                _changes(mount),
                 ago(mount.get("since")),
             )
         )
-    report.grid(("mounted on", "server", "state", "path", "round trip", "access", "for"), rows)
+    report.grid(("mounted on", "server", "state", "path", "round trip", "access", "changes", "for"), rows)
     for mount in found:
         problem = _connection(mount).get("last_error")
         if problem and _state(mount) != "connected":
             report.line(f"{mount['mountpoint']}: {problem}", "warn")
+        _untold(report, mount)
         if mount.get("state") in ("dead", "unsupervised", "not answering"):
             report.line(
                 f"{mount['mountpoint']}: `{prefix} umount {mount['mountpoint']}` takes it down", "hint"
@@ -112,6 +133,8 @@ def stats(
     counts = [("operation", list(operations)), ("count", [str(row["count"]) for row in operations.values()])]
     _columns(report, [*counts, *_rates(found, before), *_latencies(operations)])
     _waits(report, found.get("waiting"))
+    _remembered(report, found.get("cache") or {}, found.get("pages") or {})
+    _ahead(report, found.get("prefetch") or {})
     if slow:
         _slow(report, found)
     return report
@@ -158,6 +181,47 @@ def _waits(report: Report, waiting: dict[str, Any] | None) -> None:
     report.line(said + parts(waiting["parts"], waiting["sum"]))
 
 
+def _remembered(report: Report, cache: dict[str, Any], pages: dict[str, Any]) -> None:
+    """What is in the daemon's memory; an older one does not say."""
+    if cache:
+        report.line(
+            f"Names and attributes{_answered(cache)}: {cache.get('attributes', 0)} files, "
+            f"{cache.get('entries', 0)} names in {cache.get('directories', 0)} directories remembered, "
+            f"{cache.get('leases', 0)} leases"
+        )
+    if pages:
+        report.line(
+            f"File data{_answered(pages)}: {pages.get('files', 0)} files, {size(pages.get('bytes', 0))} remembered"
+        )
+
+
+def _answered(counts: dict[str, Any]) -> str:
+    hits, misses = counts.get("hits", 0), counts.get("misses", 0)
+    return f", {hits / (hits + misses):.0%} from memory".replace("%", " %") if hits + misses else ""
+
+
+def _ahead(report: Report, prefetch: dict[str, Any]) -> None:
+    """What was fetched before it was asked for, a row a policy that has done something."""
+    rows = [
+        (
+            name,
+            str(row["issued"]),
+            str(row.get("used", 0)),
+            str(row.get("wasted", 0)),
+            "pauses: mostly wrong" if row.get("paused") else "",
+        )
+        for name, row in prefetch.items()
+        if isinstance(row, dict) and (row.get("issued") or row.get("paused"))
+    ]
+    if rows:
+        report.grid(("prefetch", "asked", "used", "wasted", ""), rows)
+    window = prefetch.get("window") or {}
+    if rows and window.get("rate"):
+        report.line(
+            f"Fetched ahead: up to {size(window['limit'])} on the way, at {size(window['rate'])}/s at best"
+        )
+
+
 def parts(found: dict[str, float] | None, whole: float) -> str:
     """What waiting consisted of, to follow a clause: ``: network 80 %, disk 20 %``."""
     if found is None:
@@ -191,8 +255,9 @@ def _slow(report: Report, found: dict[str, Any]) -> None:
     )
 
 
-def profile(mountpoint: str, result: dict[str, Any]) -> Report:
-    """What was done while a profile was taken, and what would be faster."""
+def profile(mountpoint: str, result: dict[str, Any], prefix: str | None = "wsfuse") -> Report:
+    """What was done while a profile was taken, and what would be faster. *prefix*: what is typed before commands, None
+    for a mount that remembers nothing."""
     report = Report({"mountpoint": mountpoint, **result})
     operations = result["operations"]
     if not operations:
@@ -207,7 +272,7 @@ def profile(mountpoint: str, result: dict[str, Any]) -> Report:
         f"{mountpoint}: {', '.join([f'{count} operations', *moved])} in {seconds(result['seconds'])}", "title"
     )
     _waits(report, result["waiting"])
-    for advice in advise(mountpoint, result):
+    for advice in advise(mountpoint, result, prefix):
         report.line(advice.what, "warn" if advice.todo else "")
         if advice.todo:
             report.line(f"  {advice.todo}", "ok")

@@ -18,7 +18,13 @@ def place(
     }  # fmt: skip
 
 
-def told(*places: dict[str, Any], seconds: float = 4.1, wall: float = 0.0, **parts: float) -> list[Advice]:
+def told(
+    *places: dict[str, Any],
+    seconds: float = 4.1,
+    wall: float = 0.0,
+    prefix: str | None = "wsfuse",
+    **parts: float,
+) -> list[Advice]:
     """Advice where the waits of *places* followed each other, or took *wall* together."""
     total = sum(row["waited"] for row in places)
     return advise(
@@ -28,16 +34,26 @@ def told(*places: dict[str, Any], seconds: float = 4.1, wall: float = 0.0, **par
             "waiting": {"sum": total, "wall": wall or total, "parts": parts or None, "operations": None},
             "places": sorted(places, key=lambda row: -row["waited"]),
         },
+        prefix,
     )
 
 
 def test_many_small_files_one_after_another() -> None:
     (advice,) = told(place("open", 212, 2.993))
     assert advice.what == "73 % of 4.1 s waited for 212 opens in data/, one after another, 14.1 ms each."
-    assert "cp -r '/mnt/my files/data' /tmp" in advice.todo
+    assert "`wsfuse prefetch '/mnt/my files/data'` beforehand" in advice.todo
+    assert "/tmp" not in advice.todo, "a copy of our own is not needed"
     assert "one archive" in advice.todo
     assert "16 threads" in advice.todo
     assert "take about 1.29 s" in advice.todo
+
+
+def test_the_command_as_it_is_typed_and_where_it_helps() -> None:
+    row = place("open", 212, 2.993)
+    assert "`%wsfuse prefetch '/mnt/my files/data'`" in told(row, prefix="%wsfuse")[0].todo
+    forgetful = told(row, prefix=None)[0].todo
+    assert "prefetch" not in forgetful, "what is not remembered need not be fetched ahead"
+    assert "cp -r '/mnt/my files/data' /tmp" in forgetful
 
 
 def test_side_by_side_already() -> None:
@@ -79,18 +95,25 @@ def test_time_that_went_elsewhere() -> None:
     ("rows", "words"),
     [
         ([place("write", 1000, 3.0, bytes=100_000)], "larger pieces than 100 B"),
-        ([place("read", 1000, 3.0, bytes=100_000)], "copy it to /tmp first"),
+        (
+            [place("read", 1000, 3.0, bytes=100_000)],
+            "For jumps within a file, bring all of it here first: `wsfuse prefetch",
+        ),
         (
             [place("read", 100, 3.0, bytes=300 << 20)],
             "300.0 MiB at 100.0 MiB a second: that is the connection",
+        ),
+        (
+            [place("read", 100, 3.0, bytes=300 << 20)],
+            "before you need it: `wsfuse prefetch '/mnt/my files/data'`",
         ),
         ([place("write", 100, 3.0, bytes=300 << 20)], "Write less"),
         ([place("create", 100, 3.0)], "in a terminal of the server"),
         ([place("fsync", 100, 3.0)], "database"),
         ([place("setlk", 2, 3.0)], "holds the locks"),
-        ([place("readdir", 30, 3.0)], "work on the copy"),
-        ([place("open", 100, 3.0, None)], "cp -r the directory /tmp"),
-        ([place("open", 100, 3.0, "(files without a name)")], "cp -r the directory /tmp"),
+        ([place("readdir", 30, 3.0)], "`wsfuse prefetch '/mnt/my files/data'`"),
+        ([place("open", 100, 3.0, None)], "`wsfuse prefetch DIR`"),
+        ([place("open", 100, 3.0, "(files without a name)")], "`wsfuse prefetch DIR`"),
     ],
 )
 def test_remedies(rows: list[dict[str, Any]], words: str) -> None:

@@ -61,14 +61,51 @@ def test_defaults(started: list[MountConfig], user: Path, capsys: pytest.Capture
 def test_every_option(started: list[MountConfig], user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line = (
         "mount http://h/ d --transport relay --read-only --tenant team-a --subdir a/b --deadline 2.5 --owner raw "
-        "--allow-other --links contain --cache off"
+        "--allow-other --links contain --prefetch siblings,subtree --memory 512 --disk-cache 10GiB"
     )
     monkeypatch.chdir(user)
     assert main(["-v", *line.split()]) == 0
     (config,) = started
     assert (config.mountpoint, config.transport, config.read_only) == (str(user / "d"), "relay", True)
     assert (config.tenant, config.subdir, config.deadline, config.owner) == ("team-a", "a/b", 2.5, "raw")
-    assert (config.allow_other, config.links, config.cache, config.verbose) == (True, "contain", False, True)
+    assert (config.allow_other, config.links, config.cache, config.verbose) == (True, "contain", True, True)
+    assert (config.prefetch, config.memory, config.disk_cache) == (("siblings", "subtree"), 512, 10 << 30)
+
+
+def test_what_is_remembered_and_fetched_ahead(started: list[MountConfig]) -> None:
+    assert main(["mount", "http://h/", "--cache", "off", "--prefetch", "off"]) == 0
+    assert main(["mount", "http://h/", "--prefetch", "on", "--disk-cache", "off"]) == 0
+    assert main(["mount", "http://h/", "--prefetch", "inline, inline", "--disk-cache", "1000"]) == 0
+    assert [(config.cache, config.prefetch, config.disk_cache) for config in started] == [
+        (False, (), 0),
+        (True, ("inline", "readahead", "siblings", "subtree"), 0),
+        (True, ("inline",), 1000),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            ["--prefetch", "sibling"],
+            "'sibling' is not known. Either on, or off, or some of: inline, readahead",
+        ),
+        (["--prefetch", "inline,"], "'' is not known"),
+        (["--memory", "32"], "x>=96"),
+        (["--memory", "lots"], "not a valid integer"),
+        (
+            ["--disk-cache", "lots"],
+            "'lots' must be a number of bytes, or a text like 500 MB or 10 GiB, or off",
+        ),
+        (["--disk-cache", "1G", "--cache", "off"], "either --disk-cache or --cache off"),
+    ],
+)
+def test_what_cannot_be_remembered(
+    options: list[str], words: str, started: list[MountConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["mount", "http://h/", *options]) == Code.USAGE
+    assert words in " ".join(capsys.readouterr().err.split())
+    assert started == []
 
 
 def test_the_only_argument_may_be_the_directory(started: list[MountConfig], user: Path) -> None:
@@ -194,6 +231,8 @@ def test_nothing_is_mounted(capsys: pytest.CaptureFixture[str]) -> None:
         ["stats"],
         ["sync"],
         ["status", "/x"],
+        ["prefetch"],
+        ["prefetch", "/x"],
         ["profile", "--", "true"],
     ):
         assert main(arguments) == Code.NOT_MOUNTED
@@ -225,7 +264,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_command_of_the_issue_is_there() -> None:
-    expected = {"mount", "umount", "status", "stats", "profile", "sync", "doctor", "serve"}
+    expected = {"mount", "umount", "prefetch", "status", "stats", "profile", "sync", "doctor", "serve"}
     assert expected <= set(cli.cli.commands)
 
 

@@ -105,6 +105,9 @@ def test_a_token_in_a_cell_is_warned_about(shell: InteractiveShell, monkeypatch:
         ("%wsfuse mount http://h/ /et", {"/etc/"}),
         ("%wsfuse mount http://h/ ~/no", {"~/notes/"}),
         ("%wsfuse umount ", {"/mnt/a"}),
+        ("%wsfuse prefetch ", {"/mnt/a"}),
+        ("%wsfuse prefetch ~/no", {"~/notes/", "~/not a directory"}),
+        ("%wsfuse mount --prefetch ", {"on", "off", "siblings"}),
     ],
 )
 def test_completion(shell: InteractiveShell, tmp_path: Path, line: str, expected: set[str]) -> None:
@@ -118,6 +121,12 @@ def test_completion(shell: InteractiveShell, tmp_path: Path, line: str, expected
     completed = {line[: completion.start] + completion.text for completion in found}
     assert {line[: line.rindex(" ") + 1] + text for text in expected} <= completed
     claim.release()
+
+
+def test_completion_of_a_list() -> None:
+    """For shells: IPython takes a comma for the end of a word."""
+    assert magic.completions("%wsfuse mount --prefetch subtree,s") == ["subtree,siblings"]
+    assert magic.completions("%wsfuse mount --prefetch inline,o") == []
 
 
 def test_unloading(shell: InteractiveShell) -> None:

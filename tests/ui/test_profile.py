@@ -340,14 +340,16 @@ def test_advice_over_a_distance(live_mount: Mount, tmp_path: Path) -> None:
     server = live_mount.server
     with far_away(server.port, 0.005) as port:
         url = server.url.replace(f":{server.port}/", f":{port}/")
-        with mount(replace(server, url=url), tmp_path / "far", "--transport", "relay") as far:
+        with mount(
+            replace(server, url=url), tmp_path / "far", "--transport", "relay", "--prefetch", "off"
+        ) as far:
             directory = tmp_path / "far" / live_mount.source.name / "data"
             done = run(
                 "profile", far.path, "--", sys.executable, "-c", READ_ALL, directory, env=far.env, check=False
             )
             assert done.returncode == 3
             assert "one after another" in done.stderr
-            assert f"cp -r {directory} /tmp" in done.stderr
+            assert f"wsfuse prefetch {directory}" in done.stderr
             found = json.loads(run("stats", far.path, "--json", env=far.env).stdout)
     parts = found["waiting"]["parts"]
     assert parts["network"] > 0.5 * found["waiting"]["sum"]

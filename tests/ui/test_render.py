@@ -88,6 +88,24 @@ def test_a_session_that_is_read_only_although_the_mount_is_not() -> None:
     assert "read-write" in str(views.status([mount(connection={"read_only": False})], "wsfuse"))
 
 
+def test_how_soon_changes_are_seen() -> None:
+    pushed = mount(connection={"told": True, "untold_because": ""})
+    assert "pushed" in str(views.status([pushed], "wsfuse"))
+    assert "1 s" not in str(views.mounted(pushed, "wsfuse"))
+    why = "the workspace lies on a network file system (nfs\x1b)"
+    untold = mount(connection={"told": False, "untold_because": why})
+    for report in (views.status([untold], "wsfuse"), views.mounted(untold, "wsfuse")):
+        assert "/mnt/a: what others change is seen after 1 s, because the workspace lies on" in str(report)
+        assert "\x1b" not in str(report)
+    assert "seen after 1 s\n" in str(views.status([mount(connection={"told": False})], "wsfuse")) + "\n"
+    forgetful = str(views.status([mount(cache=False, connection={"told": False})], "wsfuse"))
+    assert "not cached" in forgetful
+    assert "1 s" not in forgetful
+    older = str(views.status([mount()], "wsfuse"))
+    assert "pushed" not in older
+    assert "1 s" not in older
+
+
 def test_status_says_what_is_wrong_and_what_to_do() -> None:
     text = str(views.status([mount(connection={"state": "reconnecting", "last_error": "refused"})], "wsfuse"))
     assert "reconnecting" in text
@@ -173,6 +191,40 @@ def test_rates() -> None:
     assert "per s" not in str(views.stats("/mnt/a", before, before=before))
 
 
+def test_what_is_remembered_and_fetched_ahead() -> None:
+    found = figures(read=row())
+    older = str(views.stats("/mnt/a", found))
+    for word in ("remembered", "prefetch", "ahead"):
+        assert word not in older
+    found["cache"] = {
+        "hits": 93, "misses": 7, "attributes": 1200, "entries": 1100, "directories": 60, "links": 1, "leases": 59,
+        "nodes": 1300,
+    }  # fmt: skip
+    found["pages"] = {"files": 40, "bytes": 3 << 20, "hits": 0, "misses": 0}
+    found["prefetch"] = {
+        "subtree": {"issued": 12, "used": 10, "wasted": 1, "paused": False},
+        "siblings": {"issued": 300, "used": 2, "wasted": 290, "paused": True},
+        "inline": {"issued": 0, "used": 0, "wasted": 0, "paused": False},
+        "window": {"limit": 2 << 20, "flying": 0, "rate": 12 << 20, "shortest": 0.02},
+    }
+    report = views.stats("/mnt/a", found)
+    text = str(report)
+    assert (
+        "Names and attributes, 93 % from memory: 1200 files, 1100 names in 60 directories remembered, 59 leases"
+        in text
+    )
+    assert "File data: 40 files, 3.0 MiB remembered" in text
+    lines = [line.split() for line in text.splitlines()]
+    assert ["prefetch", "asked", "used", "wasted"] in lines
+    assert ["subtree", "12", "10", "1"] in lines
+    assert "pauses: mostly wrong" in text
+    assert "inline" not in text
+    assert "up to 2.0 MiB on the way, at 12.0 MiB/s at best" in text
+    assert report.data["pages"]["files"] == 40
+    found["prefetch"] = {name: {"issued": 0} for name in found["prefetch"]}
+    assert "wasted" not in str(views.stats("/mnt/a", found)), "nothing of it has happened yet"
+
+
 def test_slow_operations() -> None:
     found = figures(read=row())
     assert "No operation took longer" in str(views.stats("/mnt/a", found, slow=True))
@@ -196,6 +248,9 @@ def test_a_profile() -> None:
     text = str(report)
     assert "/mnt/a: 6 operations, 1.0 KiB read, 2.0 KiB written in 4.13 s" in text
     assert "73 % of 4.13 s waited for 212 opens in data/, one after another" in text
+    assert "`wsfuse prefetch /mnt/a/data`" in text
+    assert "`%wsfuse prefetch /mnt/a/data`" in str(views.profile("/mnt/a", result(), "%wsfuse"))
+    assert "`cp -r /mnt/a/data /tmp`" in str(views.profile("/mnt/a", result(), None))
     for part in ("other directories", "data/", "p95", "waited s"):
         assert part in text
     assert report.data["mountpoint"] == "/mnt/a"
