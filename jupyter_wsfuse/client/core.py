@@ -85,6 +85,7 @@ class Core:
         self.denials = Denials(clock)
         self.files: dict[int, OpenFile] = {}
         self.read_only = options.read_only
+        self._shed_at = 0  # files that the kernel may know before it is asked to forget some again
         self._wall = wall
 
     # --- asking ----------------------------------------------------------------------------------------
@@ -244,7 +245,11 @@ class Core:
 
     def _look(self, node: Node) -> None:
         self.tree.look(node)
-        if len(self.tree) > self.options.nodes:
+        known = len(self.tree)
+        if known <= self.options.nodes:
+            self._shed_at = 0
+        elif known >= self._shed_at:
+            self._shed_at = known + _SHED // 2  # those who are asked to go need a moment
             self._shed()
 
     def _shed(self) -> None:

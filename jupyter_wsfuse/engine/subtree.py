@@ -23,8 +23,10 @@ from .sandbox import proc_path, reopen
 MOST_ENTRIES: Final = 8192
 MOST_REFS: Final = 1024
 DEEPEST: Final = 64
-#: Bytes of a directory in the answer beside its path and entries, and of an entry beside its name, at most.
+#: Bytes of a directory in the answer beside its path and entries, at most, and of an entry beside its name, on average:
+#: even if all are the longest, a header has room for them.
 _DIRECTORY_BYTES: Final = 200
+_ENTRY_BYTES: Final = 125
 _RESERVED: Final = "user.wsfuse."
 
 
@@ -57,7 +59,7 @@ class _Answer:
             # With two dots, and one more, which says that these are not all.
             found, end = entries.list_directory(fd, 0, self.entries + 3)
             self.bytes -= _DIRECTORY_BYTES + len(ref.path)
-            self.bytes -= sum(len(entry[0]) + entries.ENTRY_BYTES for entry in found)
+            self.bytes -= sum(len(entry[0]) + _ENTRY_BYTES for entry in found)
             if not end or self.bytes <= 0:
                 self.entries = 0
                 if not first:

@@ -339,6 +339,9 @@ class NativeDriver:
         flags = request.flags & WANTED & ~self._options.refuse
         if not self._options.no_opendir:
             flags &= ~abi.NO_OPENDIR_SUPPORT
+        elif flags & abi.NO_OPENDIR_SUPPORT:
+            # Attributes come with the listing or not at all: the kernel will not list a second time.
+            flags &= ~abi.READDIRPLUS_AUTO
         self._settle(flags)
         state = {
             "minor": min(request.minor, abi.MINOR),
