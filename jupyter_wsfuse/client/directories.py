@@ -150,6 +150,8 @@ class DirectoryOperations(Core):
             if found.attr.identity == identity and not found.complete:
                 fetcher.refused(identity)
                 return None
+        if path is not None:
+            fetcher.walk(path)
         known = self.cache.directory(identity)
         if known is None or known.order is None:
             # It changed meanwhile: what came is as good a listing as any, but not to be remembered.

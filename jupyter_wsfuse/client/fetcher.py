@@ -156,7 +156,8 @@ class Fetcher:
             return
         plan = self.subtree.plan(path)
         if plan is not None:
-            plan = plan._replace(refs=[ref for ref in plan.refs if ref.identity not in self._listing])
+            under_way = self._listing.keys() | self._large.keys()
+            plan = plan._replace(refs=[ref for ref in plan.refs if ref.identity not in under_way])
             if plan.refs and self.window.room() >= min(plan.limit * _ENTRY, self.window.limit // 2):
                 self._walks += 1
                 self._start(self._walk(plan))
@@ -214,6 +215,7 @@ class Fetcher:
             return
         directory = self.cache.directory(parent)
         if directory is None or not directory.cover:
+            self.siblings.opened_early(parent)
             return
         self.siblings.opened(parent, directory, name, hit, late)
         self._fetch_more()

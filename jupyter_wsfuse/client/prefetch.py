@@ -305,10 +305,17 @@ class Siblings:
         self._places = places
         self._has = has
         self._current: _Run | None = None
+        self._early: dict[Identity, None] = {}
         self._runs: OrderedDict[Identity, _Run] = OrderedDict()
         self._spread: OrderedDict[bytes, set[bytes]] = (
             OrderedDict()
         )  # path -> directories in it that were read from
+
+    def opened_early(self, parent: Identity) -> None:
+        """A file in *parent* is read, of which nothing else is known yet."""
+        self._early[parent] = None
+        while len(self._early) > self.RUNS:
+            del self._early[next(iter(self._early))]
 
     def opened(self, parent: Identity, directory: Directory, name: bytes, hit: bool, late: bool) -> None:
         """*name* in *directory* is read; *hit*: its data were here, or, if *late*, still on their way."""
@@ -377,6 +384,9 @@ class Siblings:
         if directory.order is None:
             return None
         run = self._runs[parent] = _Run(directory.order)
+        if parent in self._early:
+            del self._early[parent]
+            run.count = 1
         if len(self._runs) > self.RUNS:
             self._runs.popitem(last=False)
         below = directory.path

@@ -92,8 +92,13 @@ class ReadOperations(Core):
             data = await self._arriving(file, offset, size)
             if data is not None:
                 return data
+        since = self.cache.version
         try:
-            return await self._ask_for(caller, file, offset, size)
+            data = await self._ask_for(caller, file, offset, size)
+            if file.ahead is not None and not offset % BLOCK and len(data) == BLOCK:
+                if self.cache.fresh(node.identity, since):
+                    self._keep(node, Range(offset, BLOCK), True, data, prefetched=False)
+            return data
         except OSError as error:
             # Opened without the server's knowing, and removed by somebody else since: what it was when it was opened.
             if file.content is None or error.errno not in _REMOVED:
@@ -173,14 +178,14 @@ class ReadOperations(Core):
             if not flight.future.done():
                 flight.future.set_result(data)
 
-    def _keep(self, node: Node, wanted: Range, whole: bool, data: bytes) -> None:
+    def _keep(self, node: Node, wanted: Range, whole: bool, data: bytes, *, prefetched: bool = True) -> None:
         record = self.cache.record(node.identity)
         if record is None or not record.cover or len(data) < wanted.size:
             return
         if whole:
             version = self.version(record.attr)
             self.pages.keep(
-                node.identity, wanted.offset // BLOCK, data, record.cover, version, prefetched=True
+                node.identity, wanted.offset // BLOCK, data, record.cover, version, prefetched=prefetched
             )
         else:
             self._exact[node.identity, wanted.offset, wanted.size] = data, self.cache.version

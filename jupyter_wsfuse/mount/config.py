@@ -78,7 +78,8 @@ class MountConfig:
         """The counterpart of :meth:`to_json`. Raises :class:`MountError` for anything else."""
         try:
             fields = json.loads(text)
-            fields["prefetch"] = tuple(fields.get("prefetch", ()))
+            if "prefetch" in fields:
+                fields["prefetch"] = tuple(fields["prefetch"])
             return cls(**fields)
         except (ValueError, TypeError) as exc:
             raise MountError("this process is started by `wsfuse mount`, which tells it what to do") from exc

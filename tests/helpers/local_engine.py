@@ -34,10 +34,26 @@ class Clock:
         return self.wall_ns
 
 
+class Grants:
+    """Leases on everything. Nobody watches: a test says what has changed."""
+
+    def directory(self, fd: int, attr: m.Attr, name: bytes = b"") -> bool:
+        return True
+
+    def file(self, fd: int, attr: m.Attr) -> bool:
+        return True
+
+    def holds(self, identity: m.Identity) -> bool:
+        return True
+
+
 class LocalEngine:
-    def __init__(self, root: Path, *, raw: bool = False) -> None:
+    def __init__(self, root: Path, *, raw: bool = False, leases: bool = False) -> None:
         self.sandbox = Sandbox(root)
         self.context = operations.Context(self.sandbox, raw_owner=raw)
+        self.leases = leases
+        if leases:
+            self.context.leases = Grants()
         self.raw = raw
         self.on_notification: Callable[[m.Struct], None] = lambda message: None
         self.on_welcome: Callable[[m.Welcome, str], Awaitable[None]] = self._nobody
@@ -59,8 +75,9 @@ class LocalEngine:
     def welcome(self) -> m.Welcome:
         root = self.execute(m.GetAttr(0, m.Ref(b"")), b"")[0].attr
         return m.Welcome(
-            1, "session", 1, False, False, 512, 1 << 26, 1 << 20, "default", root, 0, 0, False, self.raw
-        )
+            1, "session", 1, False, False, 512, 1 << 26, 1 << 20, "default", root, 0, 0, False, self.raw,
+            features=[m.LEASES] if self.leases else [],
+        )  # fmt: skip
 
     async def call(
         self, request: m.Request, payload: bytes = b"", *, key: int = 0, recovery: bool = False
@@ -186,9 +203,9 @@ class Log:
 class Mount:
     """A file system over a directory, with shorthands for tests. ``caller()`` has a new key each time."""
 
-    def __init__(self, root: Path, *, raw: bool = False, **options: Any) -> None:
+    def __init__(self, root: Path, *, raw: bool = False, leases: bool = False, **options: Any) -> None:
         self.root = root
-        self.engine = LocalEngine(root, raw=raw)
+        self.engine = LocalEngine(root, raw=raw, leases=leases)
         self.clock = Clock()
         self.log = Log()
         self.options = VfsOptions(**{"uid": 1234, "gid": 1234, **options})
@@ -202,6 +219,7 @@ class Mount:
     async def start(self) -> Mount:
         await self.vfs.start()
         await self.engine.on_welcome(self.engine.welcome, "new")
+        self.engine.on_state("connected")
         return self
 
     def caller(self, uid: int = 0, gid: int = 0) -> Caller:
