@@ -6,13 +6,11 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from jupyter_client.blocking.client import BlockingKernelClient
-from jupyter_client.manager import KernelManager
 
-from tests.helpers.live import Live, environment, run, start_server
+from tests.helpers.kernel import Kernel
+from tests.helpers.live import Live, run, start_server
 
 pytestmark = [pytest.mark.mount, pytest.mark.jupyter]
 
@@ -21,44 +19,6 @@ pytestmark = [pytest.mark.mount, pytest.mark.jupyter]
 def server(tmp_path: Path) -> Iterator[Live]:
     with start_server(tmp_path / "root", tmp_path / "home") as live:
         yield live
-
-
-class Kernel:
-    """A kernel of the user whose server runs."""
-
-    def __init__(self, home: Path) -> None:
-        self.env = environment(home)
-        self.manager = KernelManager()
-        self.manager.start_kernel(env=self.env, cwd=str(home))
-        self.client: BlockingKernelClient = self.manager.client()
-        self.client.start_channels()
-        self.client.wait_for_ready(timeout=60)
-
-    def restart(self) -> None:
-        self.manager.restart_kernel(now=True)
-        self.client.wait_for_ready(timeout=60)
-
-    def run(self, code: str) -> tuple[str, str]:
-        """Status and everything that a cell showed."""
-        shown: list[str] = []
-
-        def hook(message: dict[str, Any]) -> None:
-            content = message["content"]
-            if message["msg_type"] == "stream":
-                shown.append(content["text"])
-            elif message["msg_type"] in ("execute_result", "display_data"):
-                shown.append(content["data"]["text/plain"])
-                shown.append(content["data"].get("text/html", ""))
-            elif message["msg_type"] == "error":
-                shown.extend(content["traceback"])
-
-        reply = self.client.execute_interactive(code, timeout=60, output_hook=hook)
-        return str(reply["content"]["status"]), "\n".join(shown)
-
-    def stop(self) -> None:
-        self.client.stop_channels()
-        self.manager.shutdown_kernel(now=True)
-        self.manager.cleanup_resources()
 
 
 @pytest.fixture
