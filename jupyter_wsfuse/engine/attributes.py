@@ -25,22 +25,22 @@ _WHY = b"user.wsfuse.why"
 
 def get_attr(context: Context, request: m.GetAttr, payload: Payload, nowait: bool) -> Result:
     with enforcement.resolve(context, request.ref, 0, nowait) as target:
-        lease = _lease(context, target, request.ref)
+        lease = _lease(context, target)
         attr = context.sandbox.stat(target.fd, nowait) if lease else target.attr
         return m.AttrReply(request.seq, attr, lease), b""
 
 
-def _lease(context: Context, target: Target, ref: m.Ref) -> int:
+def _lease(context: Context, target: Target) -> int:
     """``LEASE_SELF`` if there is a lease on *target*, a directory or a regular file of several names."""
-    if context.leases is None:
+    leases = context.leases
+    if leases is None:
         return 0
     if not stat.S_ISDIR(target.attr.mode):
         return lease_on_file(context, target.fd, target.attr)
-    if context.leases.holds(target.attr.identity):
+    if leases.holds(target.attr.identity):
         return m.LEASE_SELF
     may = enforcement.may_list(context, target)
-    name = ref.path.rpartition(b"/")[2]
-    return m.LEASE_SELF if may and context.leases.directory(target.fd, target.attr, name) else 0
+    return m.LEASE_SELF if may and leases.directory(target.fd, target.attr) else 0
 
 
 def set_attr(context: Context, request: m.SetAttr, payload: Payload, nowait: bool) -> Result:

@@ -39,8 +39,8 @@ class Context:
 class Leases(Protocol):
     """Where leases come from. Asked before the state is read that they are to be good for. In any thread; quick."""
 
-    def directory(self, fd: int, attr: Attr, name: bytes = b"") -> bool:
-        """Whether there is a lease on the directory now that *fd* is open on, called *name*."""
+    def directory(self, fd: int, attr: Attr) -> bool:
+        """Whether there is a lease on the directory now that *fd* is open on."""
 
     def file(self, fd: int, attr: Attr) -> bool:
         """Whether there is one on the regular file that *fd* is open on."""

@@ -11,6 +11,7 @@ one tenant while another has something to do (:mod:`.fair`).
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import functools
 import logging
@@ -27,15 +28,17 @@ from ..protocol import messages as m
 from ..protocol.events import Acked, Cancelled, Event, PeerClosed, Requested
 from ..protocol.messages import Error, Identity, Reply, Request
 from .changes import Unknown, changes
-from .context import MAX_IO, Context, Payload
+from .context import MAX_IO, Payload
 from .fair import Crew, Presence, Turns
 from .gates import Gate, Passenger
 from .hooks import Describe, Paths, Result, no_paths
-from .limiter import Held, Stage
+from .jobs import Job
+from .leases import unlease
+from .limiter import Held
 from .lockrequests import LockRequests
 from .locks import Offload
 from .operations import WouldBlock
-from .plans import PLANS, Plan
+from .plans import PLANS
 from .session import Session
 from .settle import prepare, revive, settle
 from .turnaround import Turnaround
@@ -49,56 +52,10 @@ BUDGET: Final = 256
 UNSENT: Final = 1 << 20
 
 
-class Job:
-    """A request that could not be answered at once.
-
-    ``disk`` and ``limit``: nanoseconds at work on the files and held back by limits. ``charged``: it has passed the
-    rate limit of its class, or of that the first ``passed`` limits. ``slots``: those that count it as at work.
-    ``rule``: what denied it.
-    """
-
-    __slots__ = (
-        "began",
-        "charged",
-        "disk",
-        "gates",
-        "limit",
-        "needs",
-        "passed",
-        "paths",
-        "payload",
-        "plan",
-        "recorded",
-        "request",
-        "rule",
-        "session",
-        "slots",
-    )
-
-    def __init__(
-        self, session: Session, request: Request, payload: bytes, plan: Plan, recorded: bool, began: int
-    ) -> None:
-        self.session = session
-        self.request: Any = request
-        self.payload = payload
-        self.plan = plan
-        self.recorded = recorded
-        self.began = began
-        self.gates: list[tuple[int, Gate]] = []
-        self.needs = 0
-        self.charged = False
-        self.passed = 0
-        self.slots: tuple[Stage, ...] = ()
-        self.disk = 0
-        self.limit = 0
-        self.rule = ""
-        self.paths: Paths | None = None
-
-
 class Dispatcher:
     """Executes requests. *flush* is asked for soon after anything was queued for *a session*; *ended* when
     its client said Bye; *told* with what a session has changed. *describe* names the paths of a request, for the
-    record. *note* is told in which state an operation left the files, in the thread that executed it.
+    record. *note* is told what an operation did, and since when (``perf_counter_ns``), in the thread that executed it.
 
     Whoever makes sessions says so by :meth:`entered` and :meth:`left`.
     """
@@ -112,7 +69,7 @@ class Dispatcher:
         ended: Callable[[Session], None],
         told: Callable[[Session, list[tuple[Identity, bytes | None]] | None], None],
         describe: Describe = no_paths,
-        note: Callable[[Context, Any, Any], None] = lambda context, request, reply: None,
+        note: Callable[[Session, Any, Any, int], None] = lambda session, request, reply, began: None,
     ) -> None:
         self._mark = mark
         self._flush = flush
@@ -123,6 +80,8 @@ class Dispatcher:
         self._presence = Presence(Turnaround().set)
         self._turns = Turns(self._presence, self._deal)
         self._crew = Crew(pool, self._presence)
+        #: Requests of one session that nobody waits for and that are at work at a time: the others find workers free.
+        self._most_behind = max(1, pool.size // 4)
         self._complained: set[tuple[str, str]] = set()
         self._admitted: deque[Passenger] = deque()
         self._admitting = False
@@ -185,7 +144,7 @@ class Dispatcher:
         """Deal with what *session* has received, up to the time *until* (0: no bound). True if there is more."""
         todo, later = session.todo, session.later
         budget = BUDGET
-        while (todo or later) and not session.paused:
+        while (todo or (later and session.behind < self._most_behind)) and not session.paused:
             if not budget or (until and perf_counter_ns() >= until):
                 return True
             budget -= 1
@@ -204,7 +163,11 @@ class Dispatcher:
                 session.log.acked(event.seqs)
                 for seq in event.seqs:
                     handle = session.unacknowledged.pop(seq, None)
-                    if handle is not None:
+                    if (
+                        handle is not None
+                        and session.context is not None
+                        and handle in session.context.handles
+                    ):
                         session.known.add(handle)
             elif type(event) is Cancelled:
                 self._cancel(session, event.seq)
@@ -221,6 +184,12 @@ class Dispatcher:
         held = session.held.get(seq)
         if held is not None:
             held.cancel()
+        for event in session.later:
+            if isinstance(event, Requested) and event.seq == seq:
+                session.later.remove(event)
+                error = self._failed(event.request, os_error(errno.EINTR))
+                self._answer(session, event.request, perf_counter_ns(), error)
+                break
 
     def _request(self, session: Session, request: Any, payload: bytes) -> None:
         began = perf_counter_ns()
@@ -256,38 +225,42 @@ class Dispatcher:
             return
         recorded = plan.recorded or (kind is m.Open and bool(request.flags & os.O_TRUNC))
         charged, passed = False, 0
-        if plan.inline and not recorded and context.sandbox.inline_ok and kind is not m.Reopen:
-            gate = gates.get(passes[0][0]) if passes and gates else None
-            if gate is None or gate.admits(passes[0][1]):
-                table = session.limiter.table
-                if table and plan.limit:
-                    passed = session.limiter.take(plan.limit)
-                    charged = passed < 0
+        # What must not overtake others waits with them, and so does what waits for the disk.
+        inline = plan.inline and not recorded and context.sandbox.inline_ok and kind is not m.Reopen
+        if inline and (not gates or _open(gates, passes)):
+            table = session.limiter.table
+            if table and plan.limit:
+                passed = session.limiter.take(plan.limit)
+                charged = passed < 0
+            else:
+                charged = True
+            if charged:
+                lease_ends = session.lease_ends
+                started = perf_counter_ns()
+                try:
+                    reply, data = plan.function(context, request, payload, True)  # type: ignore[misc]
+                except WouldBlock:
+                    pass
+                except Exception as exc:
+                    disk = perf_counter_ns() - started
+                    rule = exc.rule if isinstance(exc, DeniedError) else ""
+                    error = self._failed(request, exc)
+                    self._answer(session, request, began, error, b"", disk, 0, rule, paths)
+                    return
                 else:
-                    charged = True
-                if charged:
-                    started = perf_counter_ns()
-                    try:
-                        reply, data = plan.function(context, request, payload, True)  # type: ignore[misc]
-                    except WouldBlock:
-                        pass
-                    except Exception as exc:
-                        disk = perf_counter_ns() - started
-                        rule = exc.rule if isinstance(exc, DeniedError) else ""
-                        error = self._failed(request, exc)
-                        self._answer(session, request, began, error, b"", disk, 0, rule, paths)
-                        return
+                    disk = perf_counter_ns() - started
+                    if table and data and "bytes_out" in table:
+                        job = Job(session, request, payload, plan, recorded, began)
+                        job.disk, job.lease_ends = disk, lease_ends
+                        self._reply_within_limit(job, reply, data)
                     else:
-                        disk = perf_counter_ns() - started
-                        if table and data and "bytes_out" in table:
-                            job = Job(session, request, payload, plan, recorded, began)
-                            job.disk = disk
-                            self._reply_within_limit(job, reply, data)
-                        else:
-                            self._answer(session, request, began, reply, data, disk, 0, "", paths)
-                        return
+                        self._answer(session, request, began, reply, data, disk, 0, "", paths)
+                    return
         job = Job(session, request, payload, plan, recorded, began)
         job.charged, job.passed, job.paths = charged, max(passed, 0), paths
+        if getattr(request, "background", False):
+            job.behind = True
+            session.behind += 1
         for handle, alone in passes:
             gate = gates.get(handle)
             if gate is None:
@@ -346,6 +319,10 @@ class Dispatcher:
                 job.limit = waiting.waited
             if error is None:
                 self._answer_job(job, reply, data)
+            elif (
+                type(reply) is m.OpenReply
+            ):  # it is open, and has to be known to be: the data can be asked for
+                self._answer_job(job, reply)
             else:
                 self._answer_job(job, self._failed(job.request, error))
 
@@ -369,8 +346,13 @@ class Dispatcher:
             session.workspace.locks.close_handle(session.id, request.handle)
         tenant = session.workspace.tenant
         # What a client only says is not reckoned with beyond what it can get.
-        asks = type(request) is m.Read or type(request) is m.Fetch
-        size = min(max(request.size, 0), MAX_IO) if asks else len(job.payload)
+        kind = type(request)
+        if kind is m.Read or kind is m.Fetch:
+            size = min(max(request.size, 0), MAX_IO)
+        elif kind is m.Open:
+            size = min(max(request.inline, 0), MAX_IO)
+        else:
+            size = len(job.payload)
         self._crew.submit(
             tenant.name,
             tenant.weight,
@@ -387,6 +369,7 @@ class Dispatcher:
         seq = request.seq
         assert context is not None
         data: Payload = b""
+        job.lease_ends = session.lease_ends
         try:
             if not job.recorded:
                 result = self._execute(job)
@@ -404,13 +387,13 @@ class Dispatcher:
                 intent = prepare(context, request, job.payload)
                 if intent is not None:
                     log.intend(seq, intent)
+                began = perf_counter_ns()
                 reply, data = self._execute(job)
+                self._note(session, request, reply, began)
         except Exception as exc:
             if isinstance(exc, DeniedError):
                 job.rule = exc.rule
             reply = self._failed(request, exc)
-        else:
-            self._note(context, request, reply)
         if job.recorded:
             try:
                 log.answer(seq, codec.encode_frame(reply))
@@ -458,6 +441,10 @@ class Dispatcher:
 
     def _leave(self, job: Job) -> None:
         """Let in who comes after *job*."""
+        if job.behind:
+            job.session.behind -= 1
+            if job.session.later:
+                asyncio.get_running_loop().call_soon(self.pump, job.session)
         gates, job.gates = job.gates, []
         for handle, gate in gates:
             self._admitted.extend(gate.leave())
@@ -480,6 +467,8 @@ class Dispatcher:
         self._leave(job)
 
     def _answer_job(self, job: Job, reply: Reply, data: Payload = b"") -> None:
+        if job.lease_ends != job.session.lease_ends:
+            unlease(reply)
         self._answer(
             job.session, job.request, job.began, reply, data, job.disk, job.limit, job.rule, job.paths
         )
@@ -513,6 +502,8 @@ class Dispatcher:
             answer = type(reply)
             if answer is m.OpenReply:
                 session.unacknowledged[request.seq] = reply.handle  # type: ignore[attr-defined]
+            elif kind is m.Close:
+                session.known.discard(request.handle)  # it may have been acknowledged while this waited
             elif answer is m.RemovedReply and reply.pin:  # type: ignore[attr-defined]
                 session.unacknowledged[request.seq] = reply.pin  # type: ignore[attr-defined]
             elif answer is m.CountReply and kind is m.Write:
@@ -563,6 +554,11 @@ class Dispatcher:
         if kind not in self._complained:
             self._complained.add(kind)
             _LOG.error("%s failed unexpectedly", what, exc_info=exc)
+
+
+def _open(gates: dict[int, Gate], passes: list[tuple[int, bool]]) -> bool:
+    """Whether one that came now could pass them all at once."""
+    return all(handle not in gates or gates[handle].admits(alone) for handle, alone in passes)
 
 
 def _writes(flags: int) -> bool:

@@ -30,7 +30,7 @@ ENTRY_BYTES: Final = 160  # of an entry with attributes, without its name, at mo
 def lookup(context: Context, request: m.Lookup, payload: Payload, nowait: bool) -> Result:
     sandbox = context.sandbox
     with sandbox.resolve(request.parent, context.handles, nowait) as parent:
-        lease = _lease_on(context, parent, request.parent)
+        lease = _lease_on(context, parent)
         try:
             fd = sandbox.lookup(parent.fd, request.name, nowait)
         except OSError as error:
@@ -46,24 +46,25 @@ def lookup(context: Context, request: m.Lookup, payload: Payload, nowait: bool) 
             os.close(fd)
 
 
-def _lease_on(context: Context, directory: Target, ref: m.Ref) -> int:
-    """``LEASE_PARENT`` if there is a lease on *directory*, in which *ref* is given a name."""
+def _lease_on(context: Context, directory: Target) -> int:
+    """``LEASE_PARENT`` if there is a lease on *directory*."""
     leases = context.leases
     if leases is None or not stat.S_ISDIR(directory.attr.mode):
         return 0
     if not leases.holds(directory.attr.identity):
         if not enforcement.may_list(context, directory):
             return 0
-        if not leases.directory(directory.fd, directory.attr, ref.path.rpartition(b"/")[2]):
+        if not leases.directory(directory.fd, directory.attr):
             return 0
     return m.LEASE_PARENT
 
 
 def lease_on_file(context: Context, fd: int, attr: m.Attr) -> int:
     """``LEASE_SELF`` if there is a lease on the regular file of several names that *fd* is open on."""
-    if context.leases is None or attr.nlink < 2 or not stat.S_ISREG(attr.mode):
+    leases = context.leases
+    if leases is None or attr.nlink < 2 or not stat.S_ISREG(attr.mode):
         return 0
-    return m.LEASE_SELF if context.leases.file(fd, attr) else 0
+    return m.LEASE_SELF if leases.file(fd, attr) else 0
 
 
 def entry_attr(context: Context, directory: int, name: bytes) -> m.Attr:
@@ -270,10 +271,9 @@ def read_dir(context: Context, request: m.ReadDir, payload: Payload, nowait: boo
     with context.handles.use(request.handle) as handle:
         if not handle.directory:
             raise os_error(errno.ENOTDIR)
+        leases = context.leases  # those of the rules by which it is decided now, or of older ones
         place = enforcement.lists(context, handle)
-        leased = context.leases is not None and context.leases.directory(
-            handle.fd, context.sandbox.stat(handle.fd), handle.path.rpartition(b"/")[2]
-        )
+        leased = leases is not None and leases.directory(handle.fd, context.sandbox.stat(handle.fd))
         cookie = request.cookie
         while True:
             with handle.reading:

@@ -43,6 +43,7 @@ def open_file(context: Context, request: m.Open, payload: Payload, nowait: bool)
     truncate = request.flags & os.O_TRUNC
     if nowait and truncate:
         raise WouldBlock
+    context.handles.check_free(request.handle)
     rights = enforcement.rights_to_open(request.flags)
     with enforcement.resolve(context, request.ref, rights, nowait) as target:
         fd = _open_target(target, request.flags & (_ACCESS | os.O_TRUNC), nowait)
@@ -99,6 +100,7 @@ def _open_to_fetch(target: Target, background: bool, nowait: bool) -> int:
 
 
 def open_dir(context: Context, request: m.OpenDir, payload: Payload, nowait: bool) -> Result:
+    context.handles.check_free(request.handle)
     with enforcement.resolve(context, request.ref, LIST, nowait) as target:
         fd = _open_directory(target)
         path = request.ref.path or target.path

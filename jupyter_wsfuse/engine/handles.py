@@ -156,11 +156,7 @@ class HandleTable:
             with self._lock:
                 if len(self._handles) >= self.limit:
                     raise os_error(errno.EMFILE, "the session has too many open files")
-                if id:
-                    if not 0 < id < 1 << 63:
-                        raise os_error(errno.EINVAL)
-                    if id in self._handles:
-                        raise os_error(errno.EEXIST)
+                self.check_free(id)
                 if self._budget is not None:
                     self._budget.open_handle()
                 while not id or id in self._handles:
@@ -173,6 +169,14 @@ class HandleTable:
         except OSError:
             os.close(fd)
             raise
+
+    def check_free(self, id: int) -> None:
+        """Raise as :meth:`add` does unless *id* can be that of a new handle."""
+        if id:
+            if not 0 < id < 1 << 63:
+                raise os_error(errno.EINVAL)
+            if id in self._handles:
+                raise os_error(errno.EEXIST)
 
     def find(self, id: int) -> Handle | None:
         """The handle, to look at; its descriptor may be closed at any moment. None if there is none."""

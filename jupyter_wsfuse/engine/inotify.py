@@ -23,9 +23,12 @@ MOVED_TO: Final = 0x80
 CREATE: Final = 0x100
 DELETE: Final = 0x200
 DELETE_SELF: Final = 0x400
+MOVE_SELF: Final = 0x800
 UNMOUNT: Final = 0x2000
 Q_OVERFLOW: Final = 0x4000
 IGNORED: Final = 0x8000
+ONLYDIR: Final = 0x1000000
+EXCL_UNLINK: Final = 0x4000000
 ISDIR: Final = 0x40000000
 
 #: An entry of the directory appeared, vanished, or is another file now.
@@ -51,7 +54,8 @@ class Event(NamedTuple):
 
 
 class Inotify:
-    """One queue of events, never waited for; ``fd`` is readable when there are any."""
+    """One queue of events, never waited for; ``fd`` is readable when there are any. ``EMFILE`` if the user has too
+    many."""
 
     def __init__(self) -> None:
         self.fd = int(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
@@ -88,3 +92,19 @@ class Inotify:
 
     def close(self) -> None:
         os.close(self.fd)
+
+
+class NoInotify(Inotify):
+    """In place of one that cannot be had: watches nothing."""
+
+    def __init__(self) -> None:
+        self.fd = -1
+
+    def add(self, path: bytes, mask: int) -> int:
+        raise os_error(errno.ENOSYS)
+
+    def read(self) -> list[Event]:
+        return []
+
+    def close(self) -> None:
+        pass

@@ -15,8 +15,10 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
+from time import perf_counter_ns
 from typing import TYPE_CHECKING, Final
 
+from ..protocol import messages as m
 from ..protocol.messages import Attr, Identity
 from . import inotify
 from .sandbox import Sandbox, proc_path
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-_DIRECTORY: Final = inotify.ENTRY | inotify.FILE | inotify.DELETE_SELF
-_SINGLE: Final = inotify.FILE | inotify.DELETE_SELF
+_SINGLE: Final = inotify.FILE | inotify.DELETE_SELF | inotify.MOVE_SELF
+_DIRECTORY: Final = _SINGLE | inotify.ENTRY | inotify.ONLYDIR | inotify.EXCL_UNLINK
 
 #: The part of a session's leases that is ended when it has too many.
 _EVICTED: Final = 0.1
@@ -46,21 +48,47 @@ def most_watches(files: int) -> int:
     return max(0, min(allowed * 3 // 4, files // 2))
 
 
+def unlease(reply: m.Reply) -> None:
+    """Take out of *reply* what it says of leases: some may have ended since it was made."""
+    match reply:
+        case m.AttrReply() | m.FetchReply():
+            reply.lease = 0
+        case m.DirReply():
+            reply.lease = False
+            _unlease_entries(reply.entries)
+        case m.TreeReply():
+            for directory in reply.directories:
+                directory.lease = False
+                _unlease_entries(directory.entries)
+
+
+def _unlease_entries(entries: list[m.DirEntry]) -> None:
+    for entry in entries:
+        entry.flags &= ~m.ENTRY_LEASED
+
+
 class Watched:
-    """A file that is watched for ``holders``. ``name``: what it was called when it was first looked at."""
+    """A file that is watched for ``holders``. ``name``: what it was called when it was last looked at; ``since``:
+    ``perf_counter_ns`` from which on nothing that happens to it is missed."""
 
-    __slots__ = ("wd", "fd", "identity", "directory", "name", "sandbox", "holders")
+    __slots__ = ("wd", "fd", "identity", "directory", "name", "sandbox", "holders", "since")
 
-    def __init__(
-        self, wd: int, fd: int, identity: Identity, directory: bool, name: bytes, sandbox: Sandbox
-    ) -> None:
+    def __init__(self, wd: int, fd: int, identity: Identity, directory: bool, sandbox: Sandbox) -> None:
         self.wd = wd
         self.fd = fd
         self.identity = identity
         self.directory = directory
-        self.name = name
+        self.name = self.called() if directory else b""
         self.sandbox = sandbox
         self.holders: dict[Session, None] = {}
+        self.since = perf_counter_ns()
+
+    def called(self) -> bytes:
+        """What it is called now, as far as that can be said."""
+        try:
+            return os.readlink(proc_path(self.fd)).rpartition(b"/")[2]
+        except OSError:  # the path is too long
+            return b""
 
 
 class Leases:
@@ -68,6 +96,9 @@ class Leases:
 
     *watches*: how many files may be watched; *each*: leases of one session. *ended* is called, on whatever thread it
     happens, when leases of a session were ended to make room: it has to be told.
+
+    ``Session.lease_ends`` counts the ends of a session's leases. An answer that was made before the count was another
+    may promise what does not hold any more: see :func:`unlease`.
     """
 
     def __init__(
@@ -79,6 +110,7 @@ class Leases:
         ended: Callable[[Session, list[Identity]], None],
     ) -> None:
         self.refused = 0
+        self.granted = 0
         self._queue = queue
         self._watches = watches
         self._each = each
@@ -90,6 +122,7 @@ class Leases:
         self._complained = False
 
     def __len__(self) -> int:
+        """How many files are watched."""
         return len(self._by_wd)
 
     def __iter__(self) -> Iterator[Watched]:
@@ -97,26 +130,25 @@ class Leases:
 
     # --- granting --------------------------------------------------------------------------------------
 
-    def grant(
-        self, session: Session, sandbox: Sandbox, fd: int, attr: Attr, directory: bool, name: bytes
-    ) -> bool:
-        """A lease of *session* on the file that *fd* is open on; False if that cannot be. *attr*, which may be older
-        than the call, tells who the file is."""
-        identity = attr.identity
-        if identity in session.leases:
-            return True
+    def grant(self, leaser: Leaser, fd: int, attr: Attr, directory: bool) -> bool:
+        """A lease of the *leaser*'s session on the file that *fd* is open on; False if that cannot be. *attr*, which
+        may be older than the call, tells who the file is."""
+        session, identity = leaser.session, attr.identity
         evicted: list[Identity] = []
         with self._lock:
-            if session.ended:
+            if leaser.stopped:
                 return False
+            if identity in session.leases:
+                return True
             watched = self._by_identity.get(identity)
             if watched is None:
-                watched = self._watch(sandbox, fd, identity, directory, name)
+                watched = self._watch(leaser.sandbox, fd, identity, directory)
                 if watched is None:
                     self.refused += 1
                     return False
             watched.holders[session] = None
             session.leases[identity] = watched
+            self.granted += 1
             if len(session.leases) > self._each:
                 oldest = list(session.leases)[: max(1, int(self._each * _EVICTED))]
                 evicted = [old for old in oldest if old != identity]
@@ -126,9 +158,7 @@ class Leases:
             self._ended(session, evicted)
         return True
 
-    def _watch(
-        self, sandbox: Sandbox, fd: int, identity: Identity, directory: bool, name: bytes
-    ) -> Watched | None:
+    def _watch(self, sandbox: Sandbox, fd: int, identity: Identity, directory: bool) -> Watched | None:
         if len(self._by_wd) >= self._watches:
             self._complain("as many files are watched as this process may watch")
             return None
@@ -146,10 +176,10 @@ class Leases:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EEXIST):
                 self._complain(os.strerror(error.errno or errno.EIO))
             return None
-        watched = Watched(wd, held, identity, directory, name, sandbox)
+        watched = Watched(wd, held, identity, directory, sandbox)
         self._by_wd[wd] = self._by_identity[identity] = watched
         if directory:
-            self._named.setdefault(name, set()).add(watched)
+            self._named.setdefault(watched.name, set()).add(watched)
         return watched
 
     def _complain(self, why: str) -> None:
@@ -163,41 +193,51 @@ class Leases:
     # --- ending ----------------------------------------------------------------------------------------
 
     def _let_go(self, session: Session, identity: Identity) -> None:
-        watched = session.leases.pop(identity, None)
-        if watched is not None:
-            watched.holders.pop(session, None)
-            if not watched.holders:
-                self._unwatch(watched)
+        watched = session.leases.pop(identity)
+        session.lease_ends += 1
+        self.granted -= 1
+        del watched.holders[session]
+        if not watched.holders:
+            self._unwatch(watched)
 
     def _unwatch(self, watched: Watched) -> None:
-        if self._by_wd.pop(watched.wd, None) is None:
-            return
+        del self._by_wd[watched.wd]
         del self._by_identity[watched.identity]
         if watched.directory:
-            same = self._named[watched.name]
-            same.discard(watched)
-            if not same:
-                del self._named[watched.name]
+            self._unname(watched)
         self._queue.remove(watched.wd)
         os.close(watched.fd)
 
-    def end(self, session: Session) -> list[Identity]:
-        """*session* holds no leases any more; those that it held."""
+    def _unname(self, watched: Watched) -> None:
+        same = self._named[watched.name]
+        same.discard(watched)
+        if not same:
+            del self._named[watched.name]
+
+    def end(self, leaser: Leaser) -> list[Identity]:
+        """The session holds no leases any more, and gets none from *leaser*; those that it held."""
         with self._lock:
-            held = list(session.leases)
+            leaser.stopped = True
+            held = list(leaser.session.leases)
             for identity in held:
-                self._let_go(session, identity)
+                self._let_go(leaser.session, identity)
             return held
 
     def gone(self, watched: Watched) -> list[Session]:
-        """The file does not exist any more. Who held a lease on it."""
+        """The file does not exist any more, or cannot be watched. Who held a lease on it."""
         with self._lock:
             holders = list(watched.holders)
-            watched.holders.clear()
             for session in holders:
-                session.leases.pop(watched.identity, None)
-            self._unwatch(watched)
+                self._let_go(session, watched.identity)
             return holders
+
+    def renamed(self, watched: Watched) -> None:
+        """The directory was moved."""
+        with self._lock:
+            if watched.wd in self._by_wd:
+                self._unname(watched)
+                watched.name = watched.called()
+                self._named.setdefault(watched.name, set()).add(watched)
 
     # --- looking ---------------------------------------------------------------------------------------
 
@@ -205,32 +245,33 @@ class Leases:
         """The file of the watch *wd*, if it is (still) watched."""
         return self._by_wd.get(wd)
 
-    def holders(self, identity: Identity) -> dict[Session, None]:
-        """Who holds a lease on that very file."""
-        watched = self._by_identity.get(identity)
-        return {} if watched is None else dict(watched.holders)
+    def on(self, identity: Identity) -> Watched | None:
+        """That very file, if it is watched."""
+        return self._by_identity.get(identity)
 
     def called(self, name: bytes) -> list[Watched]:
-        """The watched directories that were called *name*."""
+        """The watched directories that are called *name*."""
         return list(self._named.get(name, ()))
 
 
 class Leaser:
-    """What the operations of one session ask for leases; see :class:`.context.Context`."""
+    """What the operations of one session ask for leases; see :class:`.context.Context`. For as long as the session is
+    under the same rules: with others it needs another one. ``stopped``: it grants nothing any more."""
 
     def __init__(self, leases: Leases, session: Session, sandbox: Sandbox) -> None:
         self._leases = leases
-        self._session = session
-        self._sandbox = sandbox
+        self.session = session
+        self.sandbox = sandbox
+        self.stopped = False
 
-    def directory(self, fd: int, attr: Attr, name: bytes = b"") -> bool:
-        """A lease on the directory that *fd* is open on, called *name*."""
-        return self._leases.grant(self._session, self._sandbox, fd, attr, True, name)
+    def directory(self, fd: int, attr: Attr) -> bool:
+        """A lease on the directory that *fd* is open on."""
+        return self._leases.grant(self, fd, attr, True)
 
     def file(self, fd: int, attr: Attr) -> bool:
         """A lease on the regular file that *fd* is open on."""
-        return self._leases.grant(self._session, self._sandbox, fd, attr, False, b"")
+        return self._leases.grant(self, fd, attr, False)
 
     def holds(self, identity: Identity) -> bool:
         """Whether there is one already."""
-        return identity in self._session.leases
+        return not self.stopped and identity in self.session.leases

@@ -17,7 +17,7 @@ from .operations import WouldBlock
 from .session import Session
 
 if TYPE_CHECKING:
-    from .dispatcher import Job
+    from .jobs import Job
 
 
 class Offload(Protocol):

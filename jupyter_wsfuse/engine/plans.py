@@ -42,12 +42,15 @@ def _by_ref(alone: bool) -> Callable[[Any], list[tuple[int, bool]]]:
     return lambda request: [(request.ref.handle, alone)] if request.ref.handle else []
 
 
+_BY_REF: Final = _by_ref(False)
+
+
 def _opening(request: Any) -> list[tuple[int, bool]]:
     """What is asked by the number that a client chose for a file comes after the opening of it."""
-    passes = _by_ref(False)(request)
-    if request.handle:
-        passes.append((request.handle, True))
-    return passes
+    if not request.handle:
+        return _BY_REF(request)
+    own = (request.handle, True)
+    return [own, *(other for other in _BY_REF(request) if other[0] != request.handle)]
 
 
 def _copy_range(request: m.CopyRange) -> list[tuple[int, bool]]:

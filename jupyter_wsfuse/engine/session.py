@@ -13,7 +13,7 @@ from ..protocol.tickets import TokenClaims
 from .changes import Pending
 from .context import Context
 from .gates import Gate
-from .leases import Watched
+from .leases import Leaser, Watched
 from .limiter import Held, Limiter
 from .locks import Waiting
 from .profiler import SessionProfile
@@ -94,6 +94,10 @@ class Session:
         #: The client wants to be told of changes by leases, and those that it has.
         self.wants_leases = False
         self.leases: dict[Identity, Watched] = {}
+        self.leaser: Leaser | None = None
+        self.lease_ends = 0  # how many leases have ended
+        #: Requests of :attr:`later` that are at work.
+        self.behind = 0
         self.requests = 0
 
     @property

@@ -97,7 +97,8 @@ class Sessions:
             mark=self.mark,
             ended=self._leases_ended,
         )
-        self._loop.add_reader(self.watcher.fd, self._something_happened)
+        if not self.watcher.unable:
+            self._loop.add_reader(self.watcher.fd, self._something_happened)
         self.pool = WorkerPool(config.workers, self.flush)
         self.poll = BusyPoll(self._loop, config.busy_poll)
         self.dispatcher = Dispatcher(
@@ -282,7 +283,8 @@ class Sessions:
         if session.token_expiry is not None:
             session.token_expiry.cancel()
         session.proto.close()
-        self.watcher.leases.end(session)
+        if session.leaser is not None:
+            self.watcher.leases.end(session.leaser)
         self._dirty.pop(session, None)
         del self._sessions[session.id]
         self.dispatcher.left(session)
@@ -375,7 +377,6 @@ class Sessions:
                 workspace.audit.event("reload")
                 workspace.redefine(changed)
                 for session in workspace.sessions.values():
-                    session.pending.released(self.watcher.leases.end(session))
                     if session.context is not None:
                         self.lease(session)
                     self.mark(session)
@@ -465,20 +466,23 @@ class Sessions:
         self.mark(session)
 
     def lease(self, session: Session) -> str:
-        """Let *session* have leases, if it wants any and may, by the rules that it is under now. Why not, in words."""
+        """Let *session* have leases, if it wants any and may, by the rules that it is under now. Those that it had end.
+        Why it gets none, in words."""
         context, workspace = session.context, session.workspace
         assert context is not None
+        if session.leaser is not None:
+            session.pending.released(self.watcher.leases.end(session.leaser))
         why = ""
         if session.wants_leases:
-            why = workspace.unwatchable
+            why = workspace.unwatchable or self.watcher.unable
             if not why and context.policy.hides:
                 why = "some names are hidden from you, and changes are told by name"
             if not why and context.sandbox.links == "follow":
                 why = "links are followed on the server, to files that are not watched"
-        if session.wants_leases and not why:
-            context.leases = Leaser(self.watcher.leases, session, context.sandbox)
-        else:
-            context.leases = None
+        fine = session.wants_leases and not why
+        context.leases = session.leaser = (
+            Leaser(self.watcher.leases, session, context.sandbox) if fine else None
+        )
         return why
 
     def resumed_reading(self, session: Session) -> None:
@@ -505,7 +509,8 @@ class Sessions:
             workspace.close()
         self.pool.stop(0.1)
         self._heartbeat.cancel()
-        self._loop.remove_reader(self.watcher.fd)
+        if not self.watcher.unable:
+            self._loop.remove_reader(self.watcher.fd)
         self.watcher.close()
         self.state.alive()
         self.state.close()

@@ -47,11 +47,11 @@ class _Answer:
         """List the directory *ref*; None if there is no room for it any more. The *first* is in the answer in any case.
         Raises :class:`OSError` if it cannot be listed."""
         context = self.context
+        leases = context.leases  # those of the rules by which it is decided now, or of older ones
         with enforcement.resolve(context, ref, LIST) as target:
             if not stat.S_ISDIR(target.attr.mode):
                 raise os_error(errno.ENOTDIR)
-            name = ref.path.rpartition(b"/")[2]
-            lease = context.leases is not None and context.leases.directory(target.fd, target.attr, name)
+            lease = leases is not None and leases.directory(target.fd, target.attr)
             attr = context.sandbox.stat(target.fd)
             fd = reopen(target.fd, attr.mode, os.O_RDONLY | os.O_DIRECTORY)
             place = target.place if context.policy.hides else None

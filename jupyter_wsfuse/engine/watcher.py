@@ -1,13 +1,14 @@
 """What happens to the files behind us: inotify -> changes -> the sessions that hold a lease.
 
 The kernel tells of what this very process does as well. A client must not be told of its own operations: it
-would forget what it has just learnt. So after each operation the engine *notes* in which state it left the file, or
-what it left standing at a name. An event whose file is in exactly that state is an echo, and says nothing. That is
-sound because whoever made the operation drops all he knows of the file when it is answered, and others are told
-of it anyway: whatever happened before the noted state was reached, nobody believes anything older.
+would forget what it has just learnt. So after each operation the engine notes what it did (:mod:`.notes`), and an event
+that says nothing else is an echo. That is sound because whoever made the operation drops all he knows of the file when
+it is answered, and the others in his workspace are told of it anyway. Those in another workspace that happens to hold
+the same files are told by the event.
 
 Telling too much costs somebody a question. Telling too little would be a lie: where a clock is so coarse that two
-states may carry the same times, equal times prove nothing until they are old enough.
+states may carry the same times, equal times prove nothing, unless the event came so long after them that it cannot be
+about a change that carries them, too.
 
 inotify does not report everything: a file that is changed through ``mmap`` is noticed when it is closed, and a file
 that is changed by a second name in a directory that nobody watches is not noticed by its first.
@@ -15,6 +16,7 @@ that is changed by a second name in a directory that nobody watches is not notic
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 import threading
@@ -22,30 +24,29 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from ..errors import errno_name, errno_of
 from ..protocol import messages as m
 from ..protocol.messages import Attr, Identity
 from . import inotify
-from .context import Context
+from .handles import HandleTable
 from .leases import Leases, Watched
+from .notes import Notes
 from .sandbox import Sandbox
 
 if TYPE_CHECKING:
     from .session import Session
 
-#: Notes that are kept. An older one is missed by nobody but a client that hears of his own operation.
-_NOTES: Final = 50_000
+_LOG = logging.getLogger(__name__)
+
 #: Nanoseconds after which a file's times cannot come again, where the clock of the file system is coarse.
 _TICK: Final = 20_000_000
 #: Batches of events that are read before others get their turn.
 _BATCHES: Final = 8
 
-_State = tuple[int, int, int]
-_NOTHING: Final = object()
-
 
 def fine_times(sandbox: Sandbox) -> bool:
-    """Whether each change of a file gives it another ctime, however soon it comes (Linux 6.13 and later, on most file
-    systems). Found out on a file without a name; False if there can be none."""
+    """Whether each change of a file that was looked at gives it another ctime, however soon it comes (Linux 6.13 and
+    later, on most file systems). Found out on a file without a name; False if there can be none."""
     try:
         fd = os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=sandbox.root_fd)
     except OSError:
@@ -62,47 +63,11 @@ def fine_times(sandbox: Sandbox) -> bool:
         os.close(fd)
 
 
-def _state(attr: Attr) -> _State:
-    return attr.size, attr.mtime, attr.ctime
-
-
-def _who(attr: Attr | None) -> object:
-    """What stands at a name. Without birth times the next file may have the same number."""
-    if attr is None:
-        return None
-    return attr.identity if attr.btime else (attr.identity, attr.ctime)
-
-
-class Notes:
-    """In which state operations of our own left files and names. For any thread."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._notes: dict[Any, Any] = {}
-
-    def put(self, key: Any, value: Any) -> None:
-        with self._lock:
-            self._notes.pop(key, None)
-            self._notes[key] = value
-            if len(self._notes) > _NOTES:
-                del self._notes[next(iter(self._notes))]
-
-    def get(self, key: Any) -> Any:
-        return self._notes.get(key, _NOTHING)
-
-    def forget(self, key: Any) -> None:
-        with self._lock:
-            self._notes.pop(key, None)
-
-    def clear(self) -> None:
-        with self._lock:
-            self._notes.clear()
-
-
 class Watcher:
     """Reads events and tells sessions. *mark* is called with a session that there is news for.
 
-    On the event loop, but for :meth:`note` and what is said of :class:`.Leases`.
+    On the event loop, but for :meth:`note`, :meth:`settle`, and what is said of :class:`.Leases`. ``unable``: why
+    nothing can be watched at all, in words. *wall*: nanoseconds since the epoch.
     """
 
     def __init__(
@@ -114,17 +79,29 @@ class Watcher:
         ended: Callable[[Session, list[Identity]], None],
         wall: Callable[[], int] = time.time_ns,
     ) -> None:
-        self.queue = inotify.Inotify()
+        self.unable = ""
+        self.queue: inotify.Inotify
+        try:
+            self.queue = inotify.Inotify()
+        except OSError as error:
+            self.queue = inotify.NoInotify()
+            self.unable = (
+                f"the server has no means left to watch files (inotify: {errno_name(errno_of(error))})"
+            )
+            _LOG.warning("clients are not told of changes: %s", self.unable)
         self.leases = Leases(self.queue, watches=watches, each=each, ended=ended)
         self.events = self.echoes = self.overflows = 0
         self._mark = mark
         self._wall = wall
         self._notes = Notes()
         self._fine: dict[int, bool] = {}  # device -> whether its times are
+        #: By the wall: nothing that had happened until then is in the queue any more.
+        self._emptied = 0
+        self._settling = threading.Lock()
 
     @property
     def fd(self) -> int:
-        """Readable when there is something to :meth:`drain`."""
+        """Readable when there is something to :meth:`drain`; -1 if there never is."""
         return self.queue.fd
 
     def close(self) -> None:
@@ -135,68 +112,70 @@ class Watcher:
     def settle(self, sandbox: Sandbox) -> None:
         """Find out, once, how fine the times of a workspace are. Blocks. In any thread."""
         device = sandbox.stat(sandbox.root_fd).dev
-        if device not in self._fine:
-            self._fine[device] = fine_times(sandbox)
+        with self._settling:
+            if device not in self._fine:
+                self._fine[device] = fine_times(sandbox)
 
     # --- what we do ourselves --------------------------------------------------------------------------
 
-    def note(self, context: Context, request: Any, reply: Any) -> None:
-        """*request* was just executed with *reply*. In any thread, before it is answered."""
+    def note(self, session: Session, request: Any, reply: Any, began: int) -> None:
+        """*request* was just executed with *reply*, which began at *began* (``perf_counter_ns``). In any thread,
+        before it is answered."""
         if not self.leases:
             return
-        kind = type(request)
+        notes, workspace, kind = self._notes, session.workspace, type(request)
         if kind is m.Write or kind is m.Fallocate:
-            self._note_handle(context, request.handle)
-        elif kind is m.CopyRange:
-            self._note_handle(context, request.target)
-        elif kind is m.Rename:
-            self._note_rename(context, request, reply)
-        else:
-            attr: Attr | None = getattr(reply, "attr", None)
-            if kind in (m.Unlink, m.RmDir):
-                self._note_entry(context, request.parent, request.name, None)
-            elif kind in (m.Create, m.Link, m.MkDir, m.MkNod, m.SymLink):
-                self._note_entry(context, request.parent, request.name, attr)
+            self._note_handle(session, request.handle)
+            return
+        if kind is m.CopyRange:
+            self._note_handle(session, request.target)
+            return
+        for attr in (getattr(reply, "attr", None), getattr(reply, "moved", None)):
             if attr is not None:
-                self._notes.put(attr.identity, _state(attr))
+                notes.left(attr, workspace)
+        if kind in (m.Unlink, m.RmDir):
+            self._note_entry(session, request.parent, request.name, inotify.DELETE, None, began)
+        elif kind in (m.Create, m.Link, m.MkDir, m.MkNod, m.SymLink):
+            self._note_entry(session, request.parent, request.name, inotify.CREATE, reply.attr, began)
+        elif kind is m.Rename:
+            moved = reply.moved
+            # Of two names that were exchanged, one is not known; with two names of one file nothing may have been done.
+            if moved is not None and request.flags <= 1 and (moved.nlink == 1 or stat.S_ISDIR(moved.mode)):
+                self._note_entry(session, request.parent, request.name, inotify.MOVED_FROM, None, began)
+                self._note_entry(
+                    session, request.new_parent, request.new_name, inotify.MOVED_TO, moved, began
+                )
 
-    def _note_handle(self, context: Context, id: int) -> None:
+    def _note_handle(self, session: Session, id: int) -> None:
+        context = session.context
+        assert context is not None
         handle = context.handles.find(id)
         if handle is not None:
             try:
-                self._notes.put(handle.identity, _state(context.sandbox.stat(handle.fd)))
-            except OSError:  # closed by now, or another file's: then the event is news
-                self._notes.forget(handle.identity)
+                with context.handles.use(id) as handle:
+                    self._notes.left(context.sandbox.stat(handle.fd), session.workspace)
+            except OSError:  # closed by now: then the event is news
+                self._notes.unsure(handle.identity)
 
-    def _note_entry(self, context: Context, parent: m.Ref, name: bytes, attr: Attr | None) -> None:
-        identity = parent.identity
-        if parent.handle:
-            handle = context.handles.find(parent.handle)
-            identity = None if handle is None else handle.identity
-        elif identity is None and not parent.path:
-            identity = context.sandbox.stat(context.sandbox.root_fd).identity
-        if identity is not None:
-            self._notes.put((identity, name), _who(attr))
-
-    def _note_rename(self, context: Context, request: m.Rename, reply: m.RemovedReply) -> None:
-        moved = reply.moved
-        if moved is None or request.flags > 1:
-            return
-        if reply.attr is not None:
-            self._notes.put(reply.attr.identity, _state(reply.attr))
-        self._notes.put(moved.identity, _state(moved))
-        if moved.nlink > 1:  # perhaps two names of one file, and nothing was done
-            return
-        self._note_entry(context, request.parent, request.name, None)
-        self._note_entry(context, request.new_parent, request.new_name, moved)
+    def _note_entry(
+        self, session: Session, parent: m.Ref, name: bytes, kind: int, attr: Attr | None, began: int
+    ) -> None:
+        context = session.context
+        assert context is not None
+        identity = _identity(parent, context.handles)
+        watched = None if identity is None else self.leases.on(identity)
+        if watched is not None and watched.since < began:
+            self._notes.expect(watched.wd, name, kind, attr, session.workspace, began)
 
     # --- what happens ----------------------------------------------------------------------------------
 
     def drain(self) -> None:
         """Look at what has happened since. Never waits."""
         for _ in range(_BATCHES):
+            now = self._wall()
             events = self.queue.read()
             if not events:
+                self._emptied = now
                 return
             self.events += len(events)
             last = None
@@ -216,20 +195,20 @@ class Watcher:
         if mask & inotify.END:
             self._gone(watched)
         elif not name:
-            self._changed_itself(watched)
+            self._changed_itself(watched, mask)
         elif mask & inotify.ENTRY:
-            self._entry(watched, name, bool(mask & inotify.ISDIR), mask)
+            self._entry(watched, name, mask)
         else:
             self._child(watched, name)
 
     def _lost(self) -> None:
         """Events were dropped: anything may be another."""
         self.overflows += 1
-        self._notes.clear()
-        sessions = {session for watched in self.leases for session in watched.holders}
-        for session in sessions:
-            session.pending.everything("more changed on the server than could be followed")
-            self._mark(session)
+        self._notes.lost()
+        for watched in self.leases:
+            for session in list(watched.holders):
+                session.pending.everything("more changed on the server than could be followed")
+                self._mark(session)
 
     def _gone(self, watched: Watched) -> None:
         for session in self.leases.gone(watched):
@@ -237,12 +216,14 @@ class Watcher:
             session.pending.released([watched.identity])
             self._mark(session)
 
-    def _changed_itself(self, watched: Watched) -> None:
+    def _changed_itself(self, watched: Watched, mask: int) -> None:
         try:
             attr = watched.sandbox.stat(watched.fd)
         except OSError:
             self._gone(watched)
             return
+        if mask & inotify.MOVE_SELF and watched.directory:
+            self.leases.renamed(watched)
         self._judge(watched, attr)
         if not attr.nlink:
             self._gone(watched)
@@ -250,37 +231,29 @@ class Watcher:
     def _child(self, watched: Watched, name: bytes) -> None:
         attr = watched.sandbox.stat_entry(watched.fd, name, frozenset())
         if attr is None:
-            self._tell(watched, name)
+            self._tell(watched, (watched.identity, name))
         else:
             self._judge(watched, attr)
 
     def _judge(self, watched: Watched, attr: Attr) -> None:
         """The file of *attr* may have changed."""
-        identity, state = attr.identity, _state(attr)
-        noted = self._notes.get(identity)
-        self._notes.put(identity, state)
-        if noted == state and self._proves(attr):
+        proof = self._proves(attr)
+        if not self._notes.told(watched.wd, attr) and proof:
             self.echoes += 1
-        else:
-            self._tell(watched, None, identity)
+            return
+        self._tell(watched, (attr.identity, None), self._notes.left_by(attr) if proof else None)
 
     def _proves(self, attr: Attr) -> bool:
         """Whether another state of the file would have other times."""
-        return self._fine.get(attr.dev, False) or self._wall() - attr.ctime > _TICK
+        return self._fine.get(attr.dev, False) or self._emptied - attr.ctime > _TICK
 
-    def _entry(self, watched: Watched, name: bytes, directory: bool, mask: int) -> None:
+    def _entry(self, watched: Watched, name: bytes, mask: int) -> None:
         attr = watched.sandbox.stat_entry(watched.fd, name, frozenset())
-        who = _who(attr)
-        key = (watched.identity, name)
-        noted = self._notes.get(key)
-        if noted == who:
-            self.echoes += 1
-        else:
-            self._notes.put(key, who)
-            self._tell(watched, name)
+        by = self._notes.spend(watched.wd, name, mask & inotify.ENTRY, attr)
+        self._tell(watched, (watched.identity, name), by)
         if attr is not None and attr.nlink > 1 and not stat.S_ISDIR(attr.mode):
             self._judge(watched, attr)  # those who know it by another name have to hear of it
-        if directory and mask & inotify.DELETE:
+        if mask & inotify.ISDIR and mask & inotify.DELETE:
             for other in self.leases.called(name):
                 self._gone_if_removed(other)
 
@@ -293,21 +266,36 @@ class Watcher:
             pass
         self._gone(watched)
 
-    def _tell(self, watched: Watched, name: bytes | None, identity: Identity | None = None) -> None:
-        place = (identity or watched.identity, name)
-        holders = dict(watched.holders)
-        if identity is not None:  # those who have a lease on that very file
-            holders |= self.leases.holders(identity)
-        for session in holders:
+    def _tell(self, watched: Watched, place: tuple[Identity, bytes | None], by: object = None) -> None:
+        """Tell who holds a lease on *watched*, or on the file of *place*; *by*: not those in the workspace that did it
+        itself."""
+        holders = list(watched.holders)
+        if place[1] is None and place[0] != watched.identity:
+            other = self.leases.on(place[0])
+            if other is not None:
+                holders += list(other.holders)
+        news = [session for session in holders if by is None or session.workspace is not by]
+        for session in news:
             session.pending.add([place])
             self._mark(session)
+        self.echoes += not news
 
-    def describe(self) -> dict[str, int]:
+    def describe(self) -> dict[str, int | str]:
         """For the status page."""
         return {
             "watches": len(self.leases),
+            "leases": self.leases.granted,
             "refused": self.leases.refused,
             "events": self.events,
             "echoes": self.echoes,
             "overflows": self.overflows,
+            "unable": self.unable,
         }
+
+
+def _identity(parent: m.Ref, handles: HandleTable) -> Identity | None:
+    """Which directory *parent* is, as far as that is known without looking."""
+    if not parent.handle:
+        return parent.identity
+    handle = handles.find(parent.handle)
+    return None if handle is None else handle.identity

@@ -636,10 +636,10 @@ class Grants:
     def __init__(self) -> None:
         self.granted = True
         self.held: set[m.Identity] = set()
-        self.asked: list[bytes] = []
+        self.asked: list[m.Identity] = []
 
-    def directory(self, fd: int, attr: m.Attr, name: bytes = b"") -> bool:
-        self.asked.append(name)
+    def directory(self, fd: int, attr: m.Attr) -> bool:
+        self.asked.append(attr.identity)
         return self.granted
 
     def file(self, fd: int, attr: m.Attr) -> bool:
@@ -657,7 +657,7 @@ class TestLeases:
 
     def test_a_lookup_gets_one_on_the_directory(self, ws: Workspace, grants: Grants) -> None:
         assert ws.run(m.Lookup(1, DIR, b"inner")).lease == m.LEASE_PARENT
-        assert grants.asked == [b"dir"]
+        assert grants.asked[:1] == [ws.attr(b"dir").identity]
         grants.held.add(ws.attr(b"dir").identity)
         grants.asked.clear()
         assert ws.run(m.Lookup(1, DIR, b"inner")).lease == m.LEASE_PARENT

@@ -716,7 +716,7 @@ class Grants:
         self.granted = granted
         self.asked: list[tuple[str, m.Identity]] = []
 
-    def directory(self, fd: int, attr: m.Attr, name: bytes = b"") -> bool:
+    def directory(self, fd: int, attr: m.Attr) -> bool:
         self.asked.append(("directory", attr.identity))
         return self.granted
 
@@ -758,8 +758,14 @@ class TestInline:
         assert ws.read(4711, 0, 100) == b"content"
         with fails(errno.EEXIST):
             ws.run(m.Open(1, ws.ref(b"file"), os.O_RDONLY, handle=4711))
-        with fails(errno.EINVAL):
-            ws.run(m.Open(1, ws.ref(b"file"), os.O_RDONLY, handle=-1))
+        for flags in (os.O_RDONLY, os.O_RDWR | os.O_TRUNC):
+            with fails(errno.EINVAL):
+                ws.run(m.Open(1, ws.ref(b"file"), flags, handle=-1))
+            with fails(errno.EEXIST):
+                ws.run(m.Open(1, ws.ref(b"file"), flags, handle=4711))
+        assert (ws.path / "file").read_bytes() == b"content"  # nothing has happened
+        with fails(errno.EEXIST):
+            ws.run(m.OpenDir(1, ws.ref(b"dir"), 4711))
         assert ws.run(m.OpenDir(1, ws.ref(b"dir"), 4712)).handle == 4712
 
 

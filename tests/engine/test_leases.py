@@ -12,8 +12,9 @@ import pytest
 
 from jupyter_wsfuse.engine import leases as leases_module
 from jupyter_wsfuse.engine.inotify import Inotify
-from jupyter_wsfuse.engine.leases import Leaser, Leases, most_watches
+from jupyter_wsfuse.engine.leases import Leaser, Leases, most_watches, unlease
 from jupyter_wsfuse.engine.sandbox import Sandbox
+from jupyter_wsfuse.protocol import messages as m
 from jupyter_wsfuse.protocol.messages import Identity
 
 
@@ -21,8 +22,9 @@ class Holder:
     """What leases need to know of a session."""
 
     def __init__(self) -> None:
-        self.ended = False
         self.leases: dict[Identity, Any] = {}
+        self.lease_ends = 0
+        self.leaser: Any = None
 
 
 class Table:
@@ -39,7 +41,7 @@ class Table:
         fd = os.open(self.root / name, os.O_PATH)
         try:
             attr = self.sandbox.stat(fd)
-            leaser = Leaser(self.leases, holder, self.sandbox)
+            leaser = holder.leaser = holder.leaser or Leaser(self.leases, holder, self.sandbox)
             granted = (leaser.directory if os.path.isdir(self.root / name) else leaser.file)(fd, attr)
             assert granted == leaser.holds(attr.identity)
             return granted, attr.identity
@@ -79,13 +81,16 @@ def test_two_sessions_share_a_watch(table: Callable[..., Table]) -> None:
     granted, identity = t.grant(two, "a")
     assert granted
     assert len(t.leases) == 1
-    assert t.leases.holders(identity) == {one: None, two: None}
-    assert t.leases.end(one) == [identity]
+    watched = t.leases.on(identity)
+    assert watched is not None
+    assert list(watched.holders) == [one, two]
+    assert t.leases.granted == 2
+    assert t.leases.end(one.leaser) == [identity]
     assert one.leases == {}
-    assert t.leases.holders(identity) == {two: None}
-    t.leases.end(two)
-    assert len(t.leases) == 0
-    assert t.leases.holders(identity) == {}
+    assert list(watched.holders) == [two]
+    t.leases.end(two.leaser)
+    assert len(t.leases) == t.leases.granted == 0
+    assert t.leases.on(identity) is None
 
 
 def test_files_and_directories(table: Callable[..., Table]) -> None:
@@ -96,19 +101,80 @@ def test_files_and_directories(table: Callable[..., Table]) -> None:
     watched = holder.leases[file]
     assert not watched.directory
     assert t.leases.find(watched.wd) is watched
-    assert [each.identity for each in t.leases.called(b"")] == [i for i in holder.leases if i != file]
+    assert [each.identity for each in t.leases.called(b"a")] == [i for i in holder.leases if i != file]
+    assert t.leases.called(b"file") == []
     assert t.leases.gone(watched) == [holder]
     assert t.leases.find(watched.wd) is None
     assert t.leases.gone(watched) == []
     assert file not in holder.leases
+    assert holder.lease_ends == 1
 
 
-def test_a_session_that_has_ended_gets_none(table: Callable[..., Table]) -> None:
+def test_who_was_told_that_leases_end_gets_none(table: Callable[..., Table]) -> None:
     t = table()
     holder = Holder()
-    holder.ended = True
+    granted, identity = t.grant(holder, "a")
+    assert granted
+    old = holder.leaser
+    assert t.leases.end(old) == [identity]
     assert not t.grant(holder, "a")[0]
-    assert len(t.leases) == 0
+    assert len(t.leases) == t.leases.refused == 0
+    holder.leaser = None  # another one, under other rules
+    assert t.grant(holder, "a")[0]
+    assert not old.holds(identity)
+
+
+def test_a_directory_is_known_by_its_name_of_now(table: Callable[..., Table], tmp_path: Path) -> None:
+    t = table()
+    holder = Holder()
+    _, identity = t.grant(holder, "a")
+    watched = holder.leases[identity]
+    _, other = t.grant(holder, "b")
+    (tmp_path / "a").rename(tmp_path / "b/a2")
+    t.leases.renamed(watched)
+    assert t.leases.called(b"a") == []
+    assert t.leases.called(b"a2") == [watched]
+    (tmp_path / "b/a2").rename(tmp_path / "c/b")
+    t.leases.renamed(watched)
+    assert {each.identity for each in t.leases.called(b"b")} == {identity, other}
+    t.leases.gone(watched)
+    t.leases.renamed(watched)
+    assert [each.identity for each in t.leases.called(b"b")] == [other]
+
+
+def test_a_path_that_is_too_long_to_be_told(table: Callable[..., Table], tmp_path: Path) -> None:
+    t = table()
+    holder = Holder()
+    fd = os.open(tmp_path, os.O_PATH)
+    for _ in range(20):
+        os.mkdir("x" * 250, dir_fd=fd)
+        below = os.open("x" * 250, os.O_PATH, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    try:
+        assert Leaser(t.leases, holder, t.sandbox).directory(fd, t.sandbox.stat(fd))  # type: ignore[arg-type]
+        assert [watched.name for watched in t.leases] == [b""]
+    finally:
+        os.close(fd)
+
+
+def test_what_a_reply_says_of_leases_can_be_taken_out(tmp_path: Path) -> None:
+    sandbox = Sandbox(tmp_path)
+    attr = sandbox.stat(sandbox.root_fd)
+    sandbox.close()
+    entry = m.DirEntry(b"x", 1, 2, 8, attr, m.ENTRY_LEASED | m.ENTRY_PLAIN)
+    replies: list[Any] = [
+        m.AttrReply(1, attr, m.LEASE_PARENT | m.LEASE_SELF),
+        m.FetchReply(1, attr, m.LEASE_SELF),
+        m.DirReply(1, [entry], True, True),
+        m.TreeReply(1, [m.TreeDirectory(b"", attr, [m.msgspec.structs.replace(entry)], True, True)]),
+        m.Done(1),
+    ]
+    for reply in replies:
+        unlease(reply)
+    assert [reply.lease for reply in replies[:3]] == [0, 0, False]
+    assert not replies[3].directories[0].lease
+    assert replies[3].directories[0].entries[0].flags == replies[2].entries[0].flags == m.ENTRY_PLAIN
 
 
 def test_the_oldest_go_where_there_are_too_many(table: Callable[..., Table]) -> None:
@@ -119,6 +185,7 @@ def test_the_oldest_go_where_there_are_too_many(table: Callable[..., Table]) -> 
     _, c = t.grant(holder, "c")
     assert list(holder.leases) == [b, c]
     assert t.told == [(holder, [a])]
+    assert holder.lease_ends == 1
     assert len(t.leases) == 2
 
 
@@ -152,7 +219,7 @@ def test_no_descriptor_is_left_for_it(table: Callable[..., Table], monkeypatch: 
     fd = os.open(t.root / "a", os.O_PATH)
     attr = t.sandbox.stat(fd)
     os.close(fd)
-    assert not t.leases.grant(Holder(), t.sandbox, fd, attr, True, b"")  # type: ignore[arg-type]
+    assert not Leaser(t.leases, Holder(), t.sandbox).directory(fd, attr)  # type: ignore[arg-type]
 
 
 def test_one_file_under_two_identities_is_watched_once(table: Callable[..., Table]) -> None:
@@ -162,7 +229,7 @@ def test_one_file_under_two_identities_is_watched_once(table: Callable[..., Tabl
     fd = os.open(t.root / "a", os.O_PATH)
     attr = t.sandbox.stat(fd)
     attr.btime = 0
-    assert not t.leases.grant(holder, t.sandbox, fd, attr, True, b"")  # type: ignore[arg-type]
+    assert not holder.leaser.directory(fd, attr)
     os.close(fd)
 
 
