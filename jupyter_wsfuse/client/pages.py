@@ -153,14 +153,13 @@ class Pages:
 
     def _evicted(self, key: tuple[Identity, int]) -> None:
         identity, index = key
-        data = self._files.get(identity)
-        if data is not None:
-            data.blocks.discard(index)
-            if index in data.unused:
-                data.unused.discard(index)
-                self.on_unused(index)
-            if not data.blocks:
-                del self._files[identity]
+        data = self._files[identity]  # there is one as long as it has blocks
+        data.blocks.discard(index)
+        if index in data.unused:
+            data.unused.discard(index)
+            self.on_unused(index)
+        if not data.blocks:
+            del self._files[identity]
 
     def snapshot(self) -> dict[str, int]:
         """Numbers for people."""
@@ -173,8 +172,8 @@ class _Blocks(LRUCache[tuple[Identity, int], bytes]):
         self._told = evicted
 
     def put(self, key: tuple[Identity, int], block: bytes) -> None:
+        self.remove(key)  # or the one before might have to make room for this one, and be told of as evicted
         if len(block) + _OVERHEAD > self.maxsize:
-            self.remove(key)
             self._told(key)
         else:
             self[key] = block
