@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from jupyter_wsfuse.engine import files
 from jupyter_wsfuse.engine.auditpaths import describe
 from jupyter_wsfuse.engine.changes import PENDING, PER_MESSAGE, Pending, Unknown, changes
 from jupyter_wsfuse.engine.context import Context
@@ -29,6 +30,7 @@ from jupyter_wsfuse.engine.replay import Meta, StateDir
 from jupyter_wsfuse.engine.sandbox import Sandbox
 from jupyter_wsfuse.engine.session import Session
 from jupyter_wsfuse.engine.settle import prepare
+from jupyter_wsfuse.engine.syscalls import WouldBlock
 from jupyter_wsfuse.engine.tenants import Limits, Tenant
 from jupyter_wsfuse.engine.workers import WorkerPool
 from jupyter_wsfuse.errors import DeniedError
@@ -123,6 +125,11 @@ def test_every_request_has_a_plan() -> None:
     assert PLANS[m.CopyRange].handles(m.CopyRange(1, 7, 0, 7, 0, 1)) == [(7, True)]
     assert PLANS[m.Reopen].handles(m.Reopen(1, ref, 7, 0)) == []
     assert PLANS[m.MkDir].handles(m.MkDir(1, ref, b"n", 0)) == []
+    assert PLANS[m.Open].handles(m.Open(1, Ref(b"x"), 0)) == []
+    assert PLANS[m.Open].handles(m.Open(1, ref, 0)) == [(7, False)]
+    assert PLANS[m.Open].handles(m.Open(1, Ref(b"x"), 0, handle=9)) == [(9, True)]
+    assert PLANS[m.OpenDir].handles(m.OpenDir(1, ref, 9)) == [(9, True), (7, False)]
+    assert PLANS[m.OpenDir].handles(m.OpenDir(1, ref, 7)) == [(7, True)]  # or it would wait for itself
 
 
 # --- what a request passes on its way
@@ -183,11 +190,11 @@ class Room:
 class Desk:
     """A dispatcher with one session on a folder, asked without a connection."""
 
-    def __init__(self, folder: Path, **tenant: Any) -> None:
+    def __init__(self, folder: Path, workers: int = 2, **tenant: Any) -> None:
         root = folder / "root"
         root.mkdir()
         self.root = root
-        self.pool = WorkerPool(2)
+        self.pool = WorkerPool(workers)
         self.ended: list[Session] = []
         self.dispatcher = Dispatcher(
             self.pool,
@@ -201,6 +208,8 @@ class Desk:
         self.state = StateDir(folder / "state")
         self.session = self.open()
         self.seq = 0
+        self.answered: dict[int, Any] = {}
+        self.data = b""
 
     def open(self) -> Session:
         meta = Meta(secrets.token_hex(16), "here", "ann", "test", "keep", 0.0, "")
@@ -222,18 +231,31 @@ class Desk:
         return self.seq
 
     async def answer(self, seq: int) -> Any:
-        found: list[Any] = []
+        found = self.answered
 
         def look() -> bool:
             for message in self.session.proto.outgoing():
-                found.extend(reply for reply, _ in codec.decode(bytes(message)))
-            return any(reply.seq == seq for reply in found)
+                for reply, data in codec.decode(bytes(message)):
+                    found[reply.seq] = reply
+                    self.data = bytes(data)
+            return seq in found
 
         await eventually_async(look)
-        return next(reply for reply in found if reply.seq == seq)
+        return found.pop(seq)
 
     async def ask(self, make: Callable[..., m.Request], *args: Any, **kw: Any) -> Any:
         return await self.answer(self.say(make, *args, **kw))
+
+    def say_all(self, *messages: m.Struct) -> None:
+        """At once, as they come in one message."""
+        data = b"".join(map(codec.encode_frame, messages))
+        self.dispatcher.receive(self.session, self.session.proto.receive(data))
+
+    def acknowledge(self, *seqs: int) -> None:
+        self.say_all(m.Ack(list(seqs)))
+
+    async def answers(self, *seqs: int) -> list[Any]:
+        return [await self.answer(seq) for seq in seqs]
 
     async def close(self) -> None:
         await self.pool.drained()
@@ -385,6 +407,247 @@ async def test_places_at_work_come_back_whatever_happens(tmp_path: Path) -> None
     assert desk.room.limiter.describe()["in_flight"]["used"] == 0
     assert [path.name for path in desk.root.iterdir()] == ["d0"]
     desk.session = desk.open()
+    await desk.close()
+
+
+class Stopper:
+    """Holds operations of a kind in their workers until they are let go; ``began``: how many have."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, kind: type[m.Request], inline: bool = False) -> None:
+        self.began = 0
+        self.go = threading.Event()
+        real = PLANS[kind].function
+        assert real is not None
+
+        def wait(context: Any, request: Any, payload: Any, nowait: bool) -> Any:
+            if nowait:
+                raise WouldBlock
+            self.began += 1
+            assert self.go.wait(20)
+            return real(context, request, payload, nowait)
+
+        monkeypatch.setitem(PLANS, kind, PLANS[kind]._replace(function=wait))
+
+
+# --- handles whose numbers the client chose
+
+
+@pytest.mark.parametrize("limits", [None, Limits(metadata=20, max_wait=10)])
+async def test_what_is_asked_behind_an_opening(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: Limits | None
+) -> None:
+    """Also where the opening goes to a worker, and where a limit holds it."""
+    desk = Desk(tmp_path, **({} if limits is None else {"limits": limits}))
+    (desk.root / "f").write_bytes(b"content")
+    if limits is None:
+        opening = Stopper(monkeypatch, m.Open)
+    else:
+        while desk.session.limiter.take("metadata") < 0:
+            pass
+    seqs = [
+        desk.say(m.Open, Ref(b"f"), os.O_RDONLY, handle=4711),
+        desk.say(m.Read, 4711, 0, 100),
+        desk.say(m.GetAttr, Ref(b"", None, 4711)),
+        desk.say(m.Close, 4711),
+        desk.say(m.Read, 4711, 0, 100),
+    ]
+    assert desk.session.proto.executing == seqs
+    if limits is None:
+        await eventually_async(lambda: opening.began)
+        opening.go.set()
+    replies = await desk.answers(*seqs)
+    assert [type(reply) for reply in replies] == [m.OpenReply, m.DataReply, m.AttrReply, m.Done, m.Error]
+    assert replies[0].handle == 4711
+    assert replies[4].errno == "EBADF"
+    assert desk.session.context is not None
+    assert len(desk.session.context.handles) == 0
+    assert not desk.session.gates
+    await desk.close()
+
+
+async def test_behind_an_opening_that_fails(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    (desk.root / "d").mkdir()
+    opening = Stopper(monkeypatch, m.OpenDir)
+    opening.go.set()
+    seqs = [desk.say(m.OpenDir, Ref(b"no"), 4711), desk.say(m.ReadDir, 4711, 0, 10), desk.say(m.Close, 4711)]
+    replies = await desk.answers(*seqs)
+    assert [getattr(reply, "errno", "") for reply in replies] == ["ENOENT", "EBADF", ""]
+    seqs = [desk.say(m.OpenDir, Ref(b"d"), 4711), desk.say(m.ReadDir, 4711, 0, 10)]
+    assert type((await desk.answers(*seqs))[1]) is m.DirReply
+    assert (await desk.ask(m.OpenDir, Ref(b"d"), 4711)).errno == "EEXIST"
+    assert (await desk.ask(m.OpenDir, Ref(b"", None, 4711), 4711)).errno == "EEXIST"
+    other = await desk.ask(m.OpenDir, Ref(b"", None, 4711), 4712)
+    assert other.handle == 4712
+
+
+async def test_a_number_is_free_again_behind_its_closing(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    (desk.root / "f").write_bytes(b"content")
+    first = (await desk.ask(m.Open, Ref(b"f"), os.O_RDONLY, handle=4711)).handle
+    closing = Stopper(monkeypatch, m.Close)
+    seqs = [
+        desk.say(m.Close, first),
+        desk.say(m.Open, Ref(b"f"), os.O_RDONLY, handle=4711),
+        desk.say(m.Read, 4711, 0, 9),
+    ]
+    await eventually_async(lambda: closing.began)
+    closing.go.set()
+    assert [type(reply) for reply in await desk.answers(*seqs)] == [m.Done, m.OpenReply, m.DataReply]
+
+
+async def test_what_was_closed_before_it_was_acknowledged_is_not_remembered(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (desk.root / "f").touch()
+    seq = desk.say(m.Open, Ref(b"f"), os.O_RDONLY, handle=4711)
+    await desk.ask(m.Close, 4711)
+    desk.acknowledge(seq)
+    assert desk.session.known == set()
+    seq = desk.say(m.Open, Ref(b"f"), os.O_RDONLY, handle=4712)
+    closing = Stopper(monkeypatch, m.Close)
+    other = desk.say(m.Close, 4712)
+    await eventually_async(lambda: closing.began)
+    desk.acknowledge(seq)
+    closing.go.set()
+    await desk.answer(other)
+    assert desk.session.known == set()
+
+
+# --- data that come with other replies
+
+
+async def test_the_first_bytes_are_under_the_limit_of_bytes(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, limits=Limits(bytes_out=1000, refuse=True))
+    (desk.root / "f").write_bytes(b"x" * 900)
+    assert type(await desk.ask(m.Open, Ref(b"f"), os.O_RDONLY, handle=1, inline=900)) is m.OpenReply
+    assert desk.data == b"x" * 900
+    # It is open: to say that it is not would be to forget it. The data can be asked for.
+    assert type(await desk.ask(m.Open, Ref(b"f"), os.O_RDONLY, handle=2, inline=900)) is m.OpenReply
+    assert desk.data == b""
+    assert (await desk.ask(m.Fetch, Ref(b"f"), 0, 900)).errno == "EBUSY"
+    assert desk.session.context is not None
+    assert desk.session.context.handles.ids() == [1, 2]
+    await desk.close()
+
+
+async def test_what_is_fetched_is_under_the_limit_of_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = Desk(tmp_path, limits=Limits(bytes_out=1000, refuse=True))
+    (desk.root / "f").write_bytes(b"x" * 900)
+    stopper = Stopper(monkeypatch, m.Fetch)
+    stopper.go.set()
+    assert type(await desk.ask(m.Fetch, Ref(b"f"), 0, 900)) is m.FetchReply
+    assert desk.data == b"x" * 900
+    assert (await desk.ask(m.Fetch, Ref(b"f"), 0, 900)).errno == "EBUSY"
+    await desk.close()
+
+
+# --- what nobody waits for
+
+
+async def test_what_nobody_waits_for_comes_last(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    for kind in (m.GetAttr, m.Fetch):
+        real: Any = PLANS[kind].function
+
+        def run(context: Any, request: Any, payload: Any, nowait: bool, real: Any = real) -> Any:
+            order.append(type(request).__name__)
+            return real(context, request, payload, nowait)
+
+        monkeypatch.setitem(PLANS, kind, PLANS[kind]._replace(function=run))
+    (desk.root / "f").write_bytes(b"content")
+    later = m.Fetch(1, Ref(b"f"), 0, 10, True)
+    desk.say_all(later, m.GetAttr(2, Ref(b"")), m.Fetch(3, Ref(b"f"), 0, 10), m.GetAttr(4, Ref(b"")))
+    await desk.answers(1, 2, 3, 4)
+    assert order == ["GetAttr", "Fetch", "GetAttr", "Fetch"]
+    assert not desk.session.later
+
+
+async def test_what_nobody_waits_for_leaves_workers_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = Desk(tmp_path, 4)
+    listing = Stopper(monkeypatch, m.ListTree)
+    desk.say_all(*[m.ListTree(n, [Ref(b"")], 100, 0, True) for n in (1, 2, 3)])
+    await eventually_async(lambda: listing.began)
+    desk.seq = 3
+    assert type(await desk.ask(m.MkDir, Ref(b""), b"d", 0o700)) is m.AttrReply  # a worker does that
+    assert listing.began == 1
+    assert desk.session.behind == 1
+    assert len(desk.session.later) == 2
+    listing.go.set()
+    await desk.answers(1, 2, 3)
+    assert listing.began == 3
+    assert desk.session.behind == 0
+    await desk.close()
+
+
+async def test_what_nobody_waits_for_can_be_given_up(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    listing = Stopper(monkeypatch, m.ListTree)
+    desk.say_all(*[m.ListTree(n, [Ref(b"")], 100, 0, True) for n in (1, 2, 3)])
+    await eventually_async(lambda: listing.began)
+    desk.say_all(m.Cancel(3), m.Cancel(1), m.Cancel(77))
+    assert (await desk.answer(3)).errno == "EINTR"
+    assert desk.session.proto.executing == [1, 2]
+    listing.go.set()
+    assert [type(reply) for reply in await desk.answers(1, 2)] == [m.TreeReply, m.TreeReply]
+
+
+async def test_what_a_limit_refuses_makes_room_for_the_next(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, limits=Limits(metadata=1, refuse=True))
+    await desk.ask(m.GetAttr, Ref(b""))
+    desk.say_all(*[m.ListTree(n, [Ref(b"")], 100, 0, True) for n in (2, 3, 4)])
+    assert [reply.errno for reply in await desk.answers(2, 3, 4)] == ["EBUSY"] * 3
+    assert desk.session.behind == 0
+    await desk.close()
+
+
+@pytest.mark.parametrize("bye", [True, False])
+async def test_what_nobody_waits_for_ends_with_the_session(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, bye: bool
+) -> None:
+    listing = Stopper(monkeypatch, m.ListTree)
+    desk.say_all(*[m.ListTree(n, [Ref(b"")], 100, 0, True) for n in (1, 2, 3)])
+    await eventually_async(lambda: listing.began)
+    if bye:
+        desk.say_all(m.Bye())
+        assert desk.ended == [desk.session]
+    else:
+        desk.session.ended = True
+        desk.dispatcher.left(desk.session)
+    assert not desk.session.later
+    listing.go.set()
+    await desk.pool.drained()
+    assert listing.began == 1
+    if not bye:
+        desk.session = desk.open()
+
+
+# --- leases that end while something is on its way
+
+
+@pytest.mark.parametrize("ends", [True, False])
+@pytest.mark.parametrize("limits", [None, Limits(bytes_out=10, max_wait=30)])
+async def test_an_answer_does_not_promise_what_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: bool, limits: Limits | None
+) -> None:
+    desk = Desk(tmp_path, **({} if limits is None else {"limits": limits}))
+    (desk.root / "f").write_bytes(b"x" * 12)
+
+    def fetch(context: Context, request: m.Fetch, payload: Any, nowait: bool) -> Any:
+        reply, data = files.fetch(context, request, payload, nowait)
+        reply.lease = m.LEASE_SELF  # type: ignore[attr-defined]
+        if ends and limits is None:
+            desk.session.lease_ends += 1
+        return reply, data
+
+    monkeypatch.setitem(PLANS, m.Fetch, PLANS[m.Fetch]._replace(function=fetch, inline=limits is not None))
+    seqs = [desk.say(m.Fetch, Ref(b"f"), 0, 12) for _ in range(2)]
+    if limits is not None:
+        assert desk.session.held  # the second one: it was executed on the loop, and is not answered yet
+        desk.session.lease_ends += ends
+    replies = await desk.answers(*seqs)
+    assert replies[-1].lease == (0 if ends else m.LEASE_SELF)
     await desk.close()
 
 

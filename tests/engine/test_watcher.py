@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from jupyter_wsfuse.engine import watcher as watcher_module
 from jupyter_wsfuse.engine import inotify
 from jupyter_wsfuse.engine import notes as notes_module
+from jupyter_wsfuse.engine import watcher as watcher_module
 from jupyter_wsfuse.engine.changes import Pending
 from jupyter_wsfuse.engine.leases import Leaser
 from jupyter_wsfuse.engine.operations import execute
