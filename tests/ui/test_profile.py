@@ -53,11 +53,17 @@ def stats(mount: Mount, *options: str) -> dict[str, Any]:
 # --- stats -----------------------------------------------------------------------------------------------------
 
 
-def test_figures_of_both_ends(live_mount: Mount) -> None:
-    stats(live_mount, "--reset")
-    for path in made(live_mount).iterdir():
+@pytest.fixture
+def asking_mount(place: Callable[..., Mount]) -> Mount:
+    """A mount that asks for nothing before it is needed."""
+    return place("--prefetch", "off")
+
+
+def test_figures_of_both_ends(asking_mount: Mount) -> None:
+    stats(asking_mount, "--reset")
+    for path in made(asking_mount).iterdir():
         assert len(path.read_bytes()) == 100
-    found = stats(live_mount)
+    found = stats(asking_mount)
     opens, reads = found["operations"]["open"], found["operations"]["read"]
     assert opens["count"] >= 30
     assert reads["bytes"] == 3000
@@ -70,7 +76,7 @@ def test_figures_of_both_ends(live_mount: Mount) -> None:
     assert waiting["parts"]["network"] > 0
     assert waiting["operations"]["open"]["disk"] > 0, "the server says what it worked"
     assert waiting["operations"]["open"]["network"] < opens["waited"]
-    shown = run("stats", root_of(live_mount), "--slow", env=live_mount.env).stdout
+    shown = run("stats", root_of(asking_mount), "--slow", env=asking_mount.env).stdout
     for words in ("p95", "open", "Operations waited", "network", "longer than a second"):
         assert words in shown
 
@@ -93,7 +99,8 @@ def test_what_the_cache_answers(live_mount: Mount) -> None:
     finally:
         os.close(descriptor)
     row = stats(live_mount)["operations"]["readdir"]
-    assert row["cache_hits"] + row["asked"] == row["count"]
+    assert row["asked"] <= 1, "once for all three, unless it was asked for ahead"
+    assert row["cache_hits"] + row["asked"] <= row["count"]
 
 
 @contextlib.contextmanager
@@ -273,7 +280,7 @@ def test_a_cell(live_mount: Mount, shell: InteractiveShell) -> None:
 def test_a_cell_that_fails(live_mount: Mount, shell: InteractiveShell) -> None:
     with capture_output() as captured:
         outcome = shell.run_cell(
-            f"%%wsfuse profile {root_of(live_mount)}\nimport os\nos.stat({str(live_mount.path)!r})\n1 / 0"
+            f"%%wsfuse profile {root_of(live_mount)}\nopen({str(live_mount.path / 'new')!r}, 'w').close()\n1 / 0"
         )
     assert not outcome.success, "so that the cells after it do not run"
     said = captured.stdout + captured.stderr
