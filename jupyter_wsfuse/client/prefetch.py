@@ -276,9 +276,13 @@ class _Run:
         if last is None:
             yield from names
             return
-        place = bisect.bisect_left(names, last) if self.by_name else self.places.get(last, -1)
-        yield from names[place + 1 :]
-        yield from names[: max(place, 0)]
+        if self.by_name:  # also if it is new, and not among them
+            before, behind = bisect.bisect_left(names, last), bisect.bisect_right(names, last)
+        else:
+            before = self.places.get(last, -1)
+            behind = before + 1
+        yield from names[behind:]
+        yield from names[: max(before, 0)]
 
 
 class Siblings:
