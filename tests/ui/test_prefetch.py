@@ -165,6 +165,21 @@ def test_what_does_not_exist(tmp_path: Path) -> None:
     assert counts.errors == 1
 
 
+def test_what_cannot_be_looked_at(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tree / "link").symlink_to("empty")
+
+    def refused(path: str) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "readlink", refused)
+    counts = fetched(root(tree)).counts
+    assert (counts.links, counts.errors, counts.read) == (1, 0, 5), "nobody asked for where a link leads"
+    fetch = Fetch([root(tree / "b")])
+    monkeypatch.setattr(fetch, "_look_at", lambda directory, entry: refused(entry.path))
+    run_through(fetch.look(1))
+    assert fetch.counts.failed == [(f"{tree}/b/two", "Permission denied")]
+
+
 def run_through(crew: Crew) -> None:
     crew.start()
     assert crew.wait(PATIENCE)
