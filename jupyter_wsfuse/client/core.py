@@ -47,6 +47,8 @@ _BY_NAME: Final = frozenset({"lookup", "mkdir", "mknod", "symlink", "unlink", "r
 
 #: Files that the kernel is asked to forget at a time.
 _SHED: Final = 256
+#: Seconds that an operation waits for that.
+_FORGETTING: Final = 0.05
 
 _NOTHING = Attr(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 
@@ -85,7 +87,7 @@ class Core:
         self.denials = Denials(clock)
         self.files: dict[int, OpenFile] = {}
         self.read_only = options.read_only
-        self._shed_at = 0  # files that the kernel may know before it is asked to forget some again
+        self._came = 0  # files that the kernel was told of since it was asked to forget some
         self._wall = wall
 
     # --- asking ----------------------------------------------------------------------------------------
@@ -245,12 +247,24 @@ class Core:
 
     def _look(self, node: Node) -> None:
         self.tree.look(node)
-        known = len(self.tree)
-        if known <= self.options.nodes:
-            self._shed_at = 0
-        elif known >= self._shed_at:
-            self._shed_at = known + _SHED // 2  # those who are asked to go need a moment
-            self._shed()
+        if len(self.tree) > self.options.nodes:
+            # Two go for one that comes. Not for each at once: those who are asked to go need a moment.
+            self._came += 1
+            if self._came >= _SHED // 2:
+                self._came = 0
+                self._shed()
+
+    async def keep_within(self) -> None:
+        """Before the kernel is told of more files: while it knows many too many, let it forget some first.
+
+        The kernel may be kept from that by a lock that the present operation holds: so not for long.
+        """
+        if len(self.tree) > self.options.nodes + self.options.nodes // 8:
+            try:
+                async with asyncio.timeout(_FORGETTING):
+                    await self.invalidator.settled()
+            except TimeoutError:
+                pass
 
     def _shed(self) -> None:
         """The kernel knows too many files: have it forget those that it was told of longest ago and does not use."""

@@ -75,6 +75,8 @@ class DirectoryOperations(Core):
         With *plus*, entries whose attributes are still known to be true are looked up as well; what the kernel
         had no room for must be handed to :meth:`unreturned`.
         """
+        if plus:
+            await self.keep_within()
         file = self.file(handle) if handle else None
         directory = self.tree.get(node)
         if self._whole:
@@ -110,6 +112,7 @@ class DirectoryOperations(Core):
             return DirPage(cookie, [], True), 0
         page = self._pages.get(directory.id)
         if cookie and page is not None and (start := page.find(cookie)) is not None:
+            self.stats["readdir"].hits += 1
             return page, start
         known = await self._listing(caller, directory)
         if known is not None and known.order is not None:

@@ -222,13 +222,14 @@ class Fetcher:
 
     def _fetch_more(self) -> None:
         for candidate in self.siblings.more(self.window.room()):
-            self.siblings.tally.issued += 1
-            self._start(self._fetch(candidate))
+            if candidate.identity not in self._fetching:  # by another trail that leads past it
+                self.siblings.tally.issued += 1
+                self._fetching[candidate.identity] = asyncio.get_running_loop().create_future()
+                self._start(self._fetch(candidate))
 
     async def _fetch(self, candidate: Candidate) -> None:
         identity = candidate.identity
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._fetching[identity] = future
+        future = self._fetching[identity]
         token = self.window.sent(candidate.size + OVERHEAD)
         since = self.cache.version
         try:

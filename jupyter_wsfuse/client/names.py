@@ -39,6 +39,7 @@ class NameOperations(Core):
     @measured
     async def lookup(self, caller: Caller, parent: int, name: bytes) -> Entry:
         """What *name* in *parent* is; counted until :meth:`forget`. ``ENOENT`` may be a negative entry."""
+        await self.keep_within()
         directory = self.tree.get(parent)
         if len(name) > _NAME_MAX:  # not one of those that are known not to exist: it cannot
             raise os_error(errno.ENAMETOOLONG)

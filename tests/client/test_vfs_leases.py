@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from jupyter_wsfuse.client import core as core_module
 from jupyter_wsfuse.client import directories as directories_module
 from jupyter_wsfuse.client import fetcher as fetcher_module
 from jupyter_wsfuse.client.api import PREFETCH, DirItem
@@ -247,7 +248,10 @@ async def test_what_one_made_or_removed_is_known(mount: Mount) -> None:
     assert asked(mount) == []
 
 
-async def test_the_kernel_knows_no_more_files_than_agreed(mounted: Any, root: Path) -> None:
+async def test_the_kernel_knows_no_more_files_than_agreed(
+    mounted: Any, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(core_module, "_SHED", 8)
     for number in range(40):
         (root / f"f{number}").touch()
     mount = await mounted(leases=True, prefetch=PREFETCH, nodes=10)
