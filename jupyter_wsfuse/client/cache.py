@@ -384,6 +384,7 @@ class _Directories(LRUCache[Identity, Directory]):
     def put(self, identity: Identity, directory: Directory) -> None:
         """Add it, or count anew how large it is."""
         directory.measure()
+        self.remove(identity)  # or it could be the one that has to go to make room for itself
         if directory.bytes > self.maxsize:
             self.remove(identity)
             self._told(identity, directory)

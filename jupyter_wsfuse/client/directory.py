@@ -29,7 +29,8 @@ class Directory:
     ``cover``: the lease that all of this is under; without one, what was learnt is good until a time of its own.
     ``order``: the entries as the server listed them, with the cookies by which a listing goes on, behind ``.`` and
     ``..`` without inode numbers; None since anything changed. ``path``: where it was when it was listed, from the
-    workspace's root. ``prefetched``: nobody has asked for it yet.
+    workspace's root. ``prefetched``: nobody has asked for it yet;
+    ``counted`` are the names that it had when that was noted.
     """
 
     __slots__ = (
@@ -42,6 +43,7 @@ class Directory:
         "order",
         "path",
         "prefetched",
+        "counted",
         "bytes",
         "_until",
     )
@@ -50,6 +52,7 @@ class Directory:
         self.path = path
         self.cover = cover
         self.prefetched = prefetched
+        self.counted = 0
         self.names: dict[bytes, Identity] = {}
         self.absent: dict[bytes, None] = {}
         self.holes: set[bytes] = set()

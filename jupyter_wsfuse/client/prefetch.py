@@ -152,7 +152,7 @@ class Subtree:
         """Somebody lists or looks up in *directory*."""
         if directory.prefetched:
             directory.prefetched = False
-            self.unused -= len(directory.names)
+            self.unused -= directory.counted
             self.tally.hit()
             self._level = min(self._level + 1, len(self.LIMITS) - 1)
 
@@ -160,17 +160,18 @@ class Subtree:
         """What is known of *directory* is given up."""
         if directory.prefetched:
             directory.prefetched = False
-            self.unused -= len(directory.names)
+            self.unused -= directory.counted
             self.tally.miss()
             self._level = 0
 
     def replaced(self, directory: Directory) -> None:
         """*directory* was listed once more before anybody entered it."""
-        self.unused -= len(directory.names)
+        self.unused -= directory.counted
 
     def listed(self, directory: Directory) -> None:
         """*directory* was listed although nobody asked for it."""
-        self.unused += len(directory.names)
+        directory.counted = len(directory.names)
+        self.unused += directory.counted
         self.tally.issued += 1
 
     def plan(self, path: bytes) -> Plan | None:

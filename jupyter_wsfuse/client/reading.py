@@ -95,9 +95,9 @@ class ReadOperations(Core):
         since = self.cache.version
         try:
             data = await self._ask_for(caller, file, offset, size)
-            if file.ahead is not None and not offset % BLOCK and len(data) == BLOCK:
-                if self.cache.fresh(node.identity, since):
-                    self._keep(node, Range(offset, BLOCK), True, data, prefetched=False)
+            whole = file.ahead is not None and not offset % BLOCK and len(data) == BLOCK
+            if whole and self.cache.fresh(node.identity, since):
+                self._keep(node, Range(offset, BLOCK), True, data, prefetched=False)
             return data
         except OSError as error:
             # Opened without the server's knowing, and removed by somebody else since: what it was when it was opened.

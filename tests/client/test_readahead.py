@@ -441,6 +441,7 @@ class Reader:
         assert self.ahead.used + self.ahead.wasted == self.issued
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 64 * MIB),
     st.lists(
@@ -471,6 +472,7 @@ def test_whatever_is_read(file_size: int, reads: list[tuple[str, int, int, int, 
     reader.close()
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300 * MIB), SIZES.filter(lambda size: size <= MIB), st.integers(0, 8 * MIB))
 def test_in_sequence_everything_is_asked_for_once(file_size: int, size: int, room: int) -> None:
     assume(file_size // size < 20_000)
@@ -487,6 +489,7 @@ def test_in_sequence_everything_is_asked_for_once(file_size: int, size: int, roo
     assert reader.ahead.wasted == 0
 
 
+@settings(deadline=None)
 @given(st.integers(), st.sampled_from([4096, 16 * KIB, PIECE]))
 def test_at_random_next_to_nothing_is_asked_for(seed: int, size: int) -> None:
     chance = random.Random(seed)
