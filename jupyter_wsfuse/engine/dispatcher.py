@@ -38,6 +38,7 @@ from .limiter import Held
 from .lockrequests import LockRequests
 from .locks import Offload
 from .operations import WouldBlock
+from .ours import Doing
 from .plans import PLANS
 from .session import Session
 from .settle import prepare, revive, settle
@@ -55,7 +56,7 @@ UNSENT: Final = 1 << 20
 class Dispatcher:
     """Executes requests. *flush* is asked for soon after anything was queued for *a session*; *ended* when
     its client said Bye; *told* with what a session has changed. *describe* names the paths of a request, for the
-    record. *note* is told what an operation did, and since when (``perf_counter_ns``), in the thread that executed it.
+    record. *begin* is told of an operation before it is executed, in that thread (:class:`.ours.Ours`).
 
     Whoever makes sessions says so by :meth:`entered` and :meth:`left`.
     """
@@ -69,14 +70,14 @@ class Dispatcher:
         ended: Callable[[Session], None],
         told: Callable[[Session, list[tuple[Identity, bytes | None]] | None], None],
         describe: Describe = no_paths,
-        note: Callable[[Session, Any, Any, int], None] = lambda session, request, reply, began: None,
+        begin: Callable[[Session, Any], Doing | None] = lambda session, request: None,
     ) -> None:
         self._mark = mark
         self._flush = flush
         self._ended = ended
         self._told = told
         self._describe = describe
-        self._note = note
+        self._begin = begin
         self._presence = Presence(Turnaround().set)
         self._turns = Turns(self._presence, self._deal)
         self._crew = Crew(pool, self._presence)
@@ -387,9 +388,7 @@ class Dispatcher:
                 intent = prepare(context, request, job.payload)
                 if intent is not None:
                     log.intend(seq, intent)
-                began = perf_counter_ns()
-                reply, data = self._execute(job)
-                self._note(session, request, reply, began)
+                reply, data = self._change(job)
         except Exception as exc:
             if isinstance(exc, DeniedError):
                 job.rule = exc.rule
@@ -401,6 +400,17 @@ class Dispatcher:
                 # It has happened, so it is answered. Only a successor could not know.
                 self._complain("record", exc)
         return reply, data
+
+    def _change(self, job: Job) -> Result:
+        doing = self._begin(job.session, job.request)
+        if doing is None:
+            return self._execute(job)
+        try:
+            result = self._execute(job)
+            doing.done(result[0])
+            return result
+        finally:
+            doing.end()
 
     def _execute(self, job: Job) -> Result:
         context, function, request, payload = job.session.context, job.plan.function, job.request, job.payload

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections.abc import Iterable
 from time import perf_counter_ns
 from typing import Any, Final, NamedTuple
 
@@ -21,6 +22,10 @@ from ..protocol.messages import Attr, Identity
 
 #: Notes that are kept. One that is missing costs a client that he hears of his own operation.
 MOST: Final = 50_000
+
+#: A file, an entry of a directory, or, with "moving", whatever file is being renamed.
+Key = Identity | tuple[Identity, bytes] | str
+MOVING: Final = "moving"
 
 #: Size, mtime and ctime.
 State = tuple[int, int, int]
@@ -64,6 +69,7 @@ class Notes:
         # was told
         self._notes: dict[Any, Any] = {}
         self._floor = 0
+        self._at_work: dict[Key, int] = {}
 
     def __len__(self) -> int:
         return len(self._notes)
@@ -76,6 +82,28 @@ class Notes:
             if isinstance(oldest, int):
                 self._floor = max(self._floor, oldest)
 
+    # --- at work
+
+    def begin(self, keys: Iterable[Key]) -> None:
+        """An operation that may change these is being executed, until :meth:`end`."""
+        with self._lock:
+            for key in keys:
+                self._at_work[key] = self._at_work.get(key, 0) + 1
+
+    def end(self, keys: Iterable[Key]) -> None:
+        """It has been noted what it did."""
+        with self._lock:
+            for key in keys:
+                left = self._at_work[key] - 1
+                if left:
+                    self._at_work[key] = left
+                else:
+                    del self._at_work[key]
+
+    def at_work(self, key: Key) -> bool:
+        """Whether an operation may have changed this that has not been noted yet."""
+        return key in self._at_work
+
     # --- files
 
     def left(self, attr: Attr, workspace: object) -> None:
@@ -83,10 +111,10 @@ class Notes:
         with self._lock:
             self._put(attr.identity, Left(state_of(attr), workspace))
 
-    def unsure(self, identity: Identity) -> None:
+    def unsure(self, key: Key) -> None:
         """An operation left the file in an unknown state."""
         with self._lock:
-            self._notes.pop(identity, None)
+            self._notes.pop(key, None)
 
     def left_by(self, attr: Attr) -> object:
         """The workspace whose operation left the file as *attr* says; None if it was none."""

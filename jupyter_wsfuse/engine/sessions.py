@@ -90,12 +90,14 @@ class Sessions:
         self._workspaces: dict[str, Workspace] = {}
         self._dirty: dict[Session, None] = {}
         self._flush_scheduled = False
+        self._looking_again: asyncio.TimerHandle | None = None
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self.watcher = Watcher(
             watches=min(config.max_watches, most_watches(files)),
             each=config.max_leases,
             mark=self.mark,
             ended=self._leases_ended,
+            again=self._look_again,
         )
         if not self.watcher.unable:
             self._loop.add_reader(self.watcher.fd, self._something_happened)
@@ -104,7 +106,7 @@ class Sessions:
         self.dispatcher = Dispatcher(
             self.pool,
             mark=self.mark, flush=self._flush_one, ended=self._bye, told=self._changed, describe=describe,
-            note=self.watcher.note,
+            begin=self.watcher.ours.begin,
         )  # fmt: skip
         verifier = TicketVerifier(config.key, config.audience, clock)
         self._admission = Admission(self, verifier, self._revoked)
@@ -457,6 +459,14 @@ class Sessions:
         self.watcher.drain()
         self.flush()
 
+    def _look_again(self, seconds: float) -> None:
+        if self._looking_again is None:
+            self._looking_again = self._loop.call_later(seconds, self._looked_again)
+
+    def _looked_again(self) -> None:
+        self._looking_again = None
+        self._something_happened()
+
     def _leases_ended(self, session: Session, identities: list[Identity]) -> None:
         """*session* had too many leases. On the thread that granted the last one."""
         self._loop.call_soon_threadsafe(self._tell_ended, session, identities)
@@ -509,6 +519,8 @@ class Sessions:
             workspace.close()
         self.pool.stop(0.1)
         self._heartbeat.cancel()
+        if self._looking_again is not None:
+            self._looking_again.cancel()
         if not self.watcher.unable:
             self._loop.remove_reader(self.watcher.fd)
         self.watcher.close()

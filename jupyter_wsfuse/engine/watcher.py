@@ -1,10 +1,10 @@
 """What happens to the files behind us: inotify -> changes -> the sessions that hold a lease.
 
 The kernel tells of what this very process does as well. A client must not be told of its own operations: it
-would forget what it has just learnt. So after each operation the engine notes what it did (:mod:`.notes`), and an event
-that says nothing else is an echo. That is sound because whoever made the operation drops all he knows of the file when
-it is answered, and the others in his workspace are told of it anyway. Those in another workspace that happens to hold
-the same files are told by the event.
+would forget what it has just learnt. So after each operation the engine notes what it did (:mod:`.ours`), and an event
+that says nothing else is an echo; one that comes while the operation is still at work waits until that is noted. That
+is sound because whoever made the operation drops all he knows of the file when it is answered, and the others in his
+workspace are told of it anyway. Those in another workspace that happens to hold the same files are told by the event.
 
 Telling too much costs somebody a question. Telling too little would be a lie: where a clock is so coarse that two
 states may carry the same times, equal times prove nothing, unless the event came so long after them that it cannot be
@@ -22,15 +22,15 @@ import stat
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Final
 
 from ..errors import errno_name, errno_of
-from ..protocol import messages as m
 from ..protocol.messages import Attr, Identity
 from . import inotify
-from .handles import HandleTable
 from .leases import Leases, Watched
-from .notes import Notes
+from .notes import MOVING, Key, Notes
+from .ours import Ours
 from .sandbox import Sandbox
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ _LOG = logging.getLogger(__name__)
 
 #: Nanoseconds after which a file's times cannot come again, where the clock of the file system is coarse.
 _TICK: Final = 20_000_000
+#: Seconds for which the news of a file wait, at most, while operations of our own are at work on it.
+PATIENCE: Final = 0.05
 #: Batches of events that are read before others get their turn.
 _BATCHES: Final = 8
 
@@ -66,8 +68,9 @@ def fine_times(sandbox: Sandbox) -> bool:
 class Watcher:
     """Reads events and tells sessions. *mark* is called with a session that there is news for.
 
-    On the event loop, but for :meth:`note`, :meth:`settle`, and what is said of :class:`.Leases`. ``unable``: why
-    nothing can be watched at all, in words. *wall*: nanoseconds since the epoch.
+    On the event loop, but for :meth:`settle`, and what is said of :class:`.Leases` and :class:`.Ours`. ``unable``: why
+    nothing can be watched at all, in words. Call :meth:`drain` when *again* has been called, after at most so many
+    seconds. *wall*: nanoseconds since the epoch.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class Watcher:
         each: int,
         mark: Callable[[Session], None],
         ended: Callable[[Session, list[Identity]], None],
+        again: Callable[[float], None] = lambda seconds: None,
         wall: Callable[[], int] = time.time_ns,
     ) -> None:
         self.unable = ""
@@ -92,8 +96,12 @@ class Watcher:
         self.leases = Leases(self.queue, watches=watches, each=each, ended=ended)
         self.events = self.echoes = self.overflows = 0
         self._mark = mark
+        self._again = again
         self._wall = wall
         self._notes = Notes()
+        self.ours = Ours(self.leases, self._notes)
+        #: For what is at work on their files, each with the time until which.
+        self._waiting: list[tuple[inotify.Event, int]] = []
         self._fine: dict[int, bool] = {}  # device -> whether its times are
         #: By the wall: nothing that had happened until then is in the queue any more.
         self._emptied = 0
@@ -116,61 +124,14 @@ class Watcher:
             if device not in self._fine:
                 self._fine[device] = fine_times(sandbox)
 
-    # --- what we do ourselves --------------------------------------------------------------------------
-
-    def note(self, session: Session, request: Any, reply: Any, began: int) -> None:
-        """*request* was just executed with *reply*, which began at *began* (``perf_counter_ns``). In any thread,
-        before it is answered."""
-        if not self.leases:
-            return
-        notes, workspace, kind = self._notes, session.workspace, type(request)
-        if kind is m.Write or kind is m.Fallocate:
-            self._note_handle(session, request.handle)
-            return
-        if kind is m.CopyRange:
-            self._note_handle(session, request.target)
-            return
-        for attr in (getattr(reply, "attr", None), getattr(reply, "moved", None)):
-            if attr is not None:
-                notes.left(attr, workspace)
-        if kind in (m.Unlink, m.RmDir):
-            self._note_entry(session, request.parent, request.name, inotify.DELETE, None, began)
-        elif kind in (m.Create, m.Link, m.MkDir, m.MkNod, m.SymLink):
-            self._note_entry(session, request.parent, request.name, inotify.CREATE, reply.attr, began)
-        elif kind is m.Rename:
-            moved = reply.moved
-            # Of two names that were exchanged, one is not known; with two names of one file nothing may have been done.
-            if moved is not None and request.flags <= 1 and (moved.nlink == 1 or stat.S_ISDIR(moved.mode)):
-                self._note_entry(session, request.parent, request.name, inotify.MOVED_FROM, None, began)
-                self._note_entry(
-                    session, request.new_parent, request.new_name, inotify.MOVED_TO, moved, began
-                )
-
-    def _note_handle(self, session: Session, id: int) -> None:
-        context = session.context
-        assert context is not None
-        handle = context.handles.find(id)
-        if handle is not None:
-            try:
-                with context.handles.use(id) as handle:
-                    self._notes.left(context.sandbox.stat(handle.fd), session.workspace)
-            except OSError:  # closed by now: then the event is news
-                self._notes.unsure(handle.identity)
-
-    def _note_entry(
-        self, session: Session, parent: m.Ref, name: bytes, kind: int, attr: Attr | None, began: int
-    ) -> None:
-        context = session.context
-        assert context is not None
-        identity = _identity(parent, context.handles)
-        watched = None if identity is None else self.leases.on(identity)
-        if watched is not None and watched.since < began:
-            self._notes.expect(watched.wd, name, kind, attr, session.workspace, began)
-
     # --- what happens ----------------------------------------------------------------------------------
 
     def drain(self) -> None:
         """Look at what has happened since. Never waits."""
+        if self._waiting:
+            waiting, self._waiting = self._waiting, []
+            for event, until in waiting:
+                self._happened(event, until)
         for _ in range(_BATCHES):
             now = self._wall()
             events = self.queue.read()
@@ -184,7 +145,8 @@ class Watcher:
                     self._happened(event)
                 last = event
 
-    def _happened(self, event: inotify.Event) -> None:
+    def _happened(self, event: inotify.Event, until: int = 0) -> None:
+        """*until*: how long it has to wait for what is at work; 0 if it has just come."""
         wd, mask, name = event
         if mask & inotify.Q_OVERFLOW:
             self._lost()
@@ -195,11 +157,24 @@ class Watcher:
         if mask & inotify.END:
             self._gone(watched)
         elif not name:
-            self._changed_itself(watched, mask)
+            self._itself(watched, event, until)
         elif mask & inotify.ENTRY:
-            self._entry(watched, name, mask)
+            self._entry(watched, event, until)
         else:
-            self._child(watched, name)
+            self._child(watched, event, until)
+
+    def _waits(self, event: inotify.Event, until: int, *keys: Key) -> bool:
+        """Whether *event* is not looked at now, since what is at work on one of *keys* may be its cause."""
+        if not any(map(self._notes.at_work, keys)):
+            return False
+        now = perf_counter_ns()
+        if until and now >= until:
+            return False
+        if not self._waiting:
+            self._again(PATIENCE)
+        if not self._waiting or self._waiting[-1][0] != event:
+            self._waiting.append((event, until or now + int(PATIENCE * 1e9)))
+        return True
 
     def _lost(self) -> None:
         """Events were dropped: anything may be another."""
@@ -216,23 +191,26 @@ class Watcher:
             session.pending.released([watched.identity])
             self._mark(session)
 
-    def _changed_itself(self, watched: Watched, mask: int) -> None:
+    def _itself(self, watched: Watched, event: inotify.Event, until: int) -> None:
+        moved = event.mask & inotify.MOVE_SELF
+        if self._waits(event, until, watched.identity, *([MOVING] if moved else [])):
+            return
         try:
             attr = watched.sandbox.stat(watched.fd)
         except OSError:
             self._gone(watched)
             return
-        if mask & inotify.MOVE_SELF and watched.directory:
+        if moved and watched.directory:
             self.leases.renamed(watched)
         self._judge(watched, attr)
         if not attr.nlink:
             self._gone(watched)
 
-    def _child(self, watched: Watched, name: bytes) -> None:
-        attr = watched.sandbox.stat_entry(watched.fd, name, frozenset())
+    def _child(self, watched: Watched, event: inotify.Event, until: int) -> None:
+        attr = watched.sandbox.stat_entry(watched.fd, event.name, frozenset())
         if attr is None:
-            self._tell(watched, (watched.identity, name))
-        else:
+            self._tell(watched, (watched.identity, event.name))
+        elif not self._waits(event, until, attr.identity):
             self._judge(watched, attr)
 
     def _judge(self, watched: Watched, attr: Attr) -> None:
@@ -247,7 +225,10 @@ class Watcher:
         """Whether another state of the file would have other times."""
         return self._fine.get(attr.dev, False) or self._emptied - attr.ctime > _TICK
 
-    def _entry(self, watched: Watched, name: bytes, mask: int) -> None:
+    def _entry(self, watched: Watched, event: inotify.Event, until: int) -> None:
+        _, mask, name = event
+        if self._waits(event, until, (watched.identity, name)):
+            return
         attr = watched.sandbox.stat_entry(watched.fd, name, frozenset())
         by = self._notes.spend(watched.wd, name, mask & inotify.ENTRY, attr)
         self._tell(watched, (watched.identity, name), by)
@@ -291,11 +272,3 @@ class Watcher:
             "overflows": self.overflows,
             "unable": self.unable,
         }
-
-
-def _identity(parent: m.Ref, handles: HandleTable) -> Identity | None:
-    """Which directory *parent* is, as far as that is known without looking."""
-    if not parent.handle:
-        return parent.identity
-    handle = handles.find(parent.handle)
-    return None if handle is None else handle.identity

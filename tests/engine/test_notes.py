@@ -136,6 +136,18 @@ def test_each_watch_is_told_once(notes: Table) -> None:
     assert notes.told(1, ONE)
 
 
+def test_what_is_at_work(notes: Table) -> None:
+    keys = [ONE.identity, (TWO.identity, b"x")]
+    notes.begin(keys)
+    notes.begin(keys[:1])
+    assert all(map(notes.at_work, keys))
+    notes.end(keys)
+    assert notes.at_work(keys[0])
+    assert not notes.at_work(keys[1])
+    notes.end(keys[:1])
+    assert not notes.at_work(keys[0])
+
+
 def test_they_are_bounded(notes: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(notes_module, "MOST", 2)
     began = perf_counter_ns()

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from jupyter_wsfuse.engine import dispatcher
+from jupyter_wsfuse.engine import dispatcher, sandbox
+from jupyter_wsfuse.engine import inotify as inotify_module
 from jupyter_wsfuse.engine.config import read_config
 from jupyter_wsfuse.engine.replay import ReplayLog, StateDir
 from jupyter_wsfuse.engine.sandbox import Sandbox
@@ -22,6 +23,7 @@ from jupyter_wsfuse.engine.server import EngineServer
 from jupyter_wsfuse.engine.session import Session
 from jupyter_wsfuse.engine.sessions import Sessions
 from jupyter_wsfuse.engine.syscalls import WouldBlock
+from jupyter_wsfuse.engine.tenants import Tenants
 from jupyter_wsfuse.errors import RemoteProtocolError
 from jupyter_wsfuse.protocol import codec
 from jupyter_wsfuse.protocol import messages as m
@@ -472,3 +474,212 @@ async def test_heartbeat_of_the_state_folder(tmp_path: Path) -> None:
     os.utime(lock, (1, 1))
     await eventually_async(lambda: lock.stat().st_mtime > 2)
     await engine.sessions.drain()
+
+
+# --- leases: who gets them, who is told
+
+
+LEASES = [m.LEASES]
+
+
+async def leased(engine: Engine, *paths: bytes) -> tuple[Peer, Ref]:
+    """A peer with leases on those directories, and the root by identity."""
+    peer = Peer(engine)
+    welcome = await peer.welcome(features=LEASES)
+    assert (welcome.features, welcome.unwatched) == (LEASES, "")
+    for path in paths:
+        assert (await peer.ask(m.GetAttr, Ref(path))).lease == m.LEASE_SELF
+    return peer, Ref(b"", welcome.root.identity)
+
+
+def changes_of(peer: Peer) -> list[tuple[int, bytes | None]]:
+    """What a peer was told since, by inode number."""
+    found = [change for x in peer.received if isinstance(x, m.Changed) for change in x.changes]
+    peer.received = [x for x in peer.received if not isinstance(x, m.Changed)]
+    return [(change.identity.ino, change.name) for change in found]
+
+
+async def test_who_does_not_ask_gets_no_leases(engine: Engine) -> None:
+    peer = Peer(engine)
+    welcome = await peer.welcome()
+    assert (welcome.features, welcome.unwatched) == ([], "")
+    assert (await peer.ask(m.GetAttr, Ref(b""))).lease == 0
+    assert len(engine.sessions.watcher.leases) == 0
+
+
+async def test_a_session_is_told_what_it_has_leases_for(engine: Engine) -> None:
+    for name in ("a", "b"):
+        (engine.root / name).mkdir()
+    watching, root = await leased(engine, b"a")
+    without = Peer(engine)
+    await without.welcome(features=LEASES)
+    plain, doer = await engine.peer(), await engine.peer()
+    a, b = ((engine.root / name).stat().st_ino for name in ("a", "b"))
+    made: dict[bytes, int] = {}
+    for name in (b"a", b"b"):
+        folder = Ref(name, (await doer.ask(m.Lookup, root, name)).attr.identity)
+        made[name] = (await doer.ask(m.Create, folder, b"f", 0o600, os.O_RDWR)).attr.ino
+    expected = [(a, b"f"), (a, None), (made[b"a"], None), (b, b"f"), (b, None), (made[b"b"], None)]
+    assert changes_of(plain) == expected
+    # Files are told whatever leases there are: they may have other names.
+    assert set(changes_of(watching)) == {place for place in expected if place != (b, b"f")}
+    assert changes_of(without) == []
+    assert changes_of(doer) == []
+
+
+async def test_a_grant_while_somebody_else_is_at_it(engine: Engine, plans: Any) -> None:
+    """The lease is there before the state is read, so the change is either in that or told."""
+    watching, _ = await leased(engine)
+    doer = await engine.peer()
+    made = await doer.ask(m.Create, Ref(b""), b"f", 0o600, os.O_RDWR)
+    held = Held(plans, m.Write)
+    doer.say(m.Write(9, made.handle, 0))
+    await eventually_async(held.began.is_set)
+    assert (await watching.ask(m.Lookup, Ref(b""), b"f")).lease == m.LEASE_PARENT
+    changes_of(watching)
+    held.go.set()
+    await doer.next(m.CountReply, 9)
+    assert (made.attr.ino, None) in changes_of(watching)
+
+
+@pytest.mark.parametrize(
+    ("links", "tenant", "words"),
+    [
+        ("follow", {}, "links are followed"),
+        ("keep", {"rules": ["deny read *.key"], "hide": True}, "hidden"),
+        ("keep", {}, "file system"),
+        ("keep", {}, "inotify"),
+    ],
+)
+async def test_why_there_are_no_leases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: str, tenant: dict[str, Any], words: str
+) -> None:
+    if words == "file system":
+        monkeypatch.setattr(sandbox, "_LOCAL", frozenset())
+
+    def none_left() -> None:
+        raise OSError(errno.EMFILE, "none left")
+
+    if words == "inotify":
+        monkeypatch.setattr(inotify_module, "Inotify", none_left)
+    engine = Engine(
+        tmp_path / "root",
+        tmp_path / "state",
+        tenants={"default": {"root": str(tmp_path / "root"), **tenant}},
+    )
+    peer = Peer(engine)
+    welcome = await peer.welcome(features=LEASES, links=links)
+    assert welcome.features == []
+    assert words in welcome.unwatched
+    assert (await peer.ask(m.GetAttr, Ref(b""))).lease == 0
+    # It is told everything by everybody, as ever.
+    doer = Peer(engine)
+    await doer.welcome()
+    await doer.ask(m.MkDir, Ref(b"", welcome.root.identity), b"d", 0o700)
+    told = await peer.next(m.InvalidateAll if words == "hidden" else m.Changed)
+    assert told
+    await engine.sessions.drain()
+
+
+async def test_other_rules_end_leases(engine: Engine, plans: Any) -> None:
+    (engine.root / "f").touch()
+    os.link(engine.root / "f", engine.root / "g")
+    peer, root = await leased(engine, b"")
+    assert peer.session is not None
+    before = peer.session.leaser
+    held = Held(plans, m.Lookup)
+    peer.say(m.Lookup(50, root, b"f"))
+    await eventually_async(held.began.is_set)
+
+    def define(**more: Any) -> None:
+        tenant = {"root": str(engine.root), **more}
+        engine.sessions.redefine(Tenants.from_config({"default": tenant}))
+
+    define(rules=["deny write /secret"])
+    released = await peer.next(m.Released)
+    assert released.identities == [root.identity]
+    await peer.next(m.InvalidateAll)
+    assert before is not None
+    assert before.stopped
+    held.go.set()
+    assert (await peer.next(m.AttrReply, 50)).lease == 0  # it was at work when they ended
+    assert (await peer.ask(m.GetAttr, Ref(b"f"))).lease == m.LEASE_SELF
+    define(rules=["deny read *.key"], hide=True)
+    assert len((await peer.next(m.Released)).identities) in (1, 2)
+    assert peer.session.leaser is None
+    assert (await peer.ask(m.GetAttr, Ref(b""))).lease == 0
+    assert len(engine.sessions.watcher.leases) == 0
+
+
+async def test_who_may_not_list_a_directory_gets_no_lease_on_it(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "shut").mkdir(parents=True)
+    (root / "shut/f").touch()
+    tenant = {"root": str(root), "rules": ["deny read /shut", "allow read /shut/f"]}
+    engine = Engine(root, tmp_path / "state", tenants={"default": tenant})
+    peer, _ = await leased(engine)
+    assert (await peer.ask(m.Lookup, Ref(b""), b"shut")).lease == m.LEASE_PARENT
+    assert (await peer.ask(m.GetAttr, Ref(b"shut"))).lease == 0
+    assert (await peer.ask(m.Lookup, Ref(b"shut"), b"f")).lease == 0
+    await engine.sessions.drain()
+
+
+async def test_leases_end_when_a_session_is_taken_up_again(engine: Engine) -> None:
+    peer, root = await leased(engine, b"")
+    session = peer.session
+    assert session is not None
+    engine.sessions.disconnected(session, peer)  # type: ignore[arg-type]
+    (engine.root / "x").mkdir()
+    again = Peer(engine)
+    welcome = await again.welcome(session=session.id, features=LEASES)
+    assert welcome.resumed
+    assert (await again.next(m.Released)).identities == [root.identity]
+    again.seq = 10
+    assert (await again.ask(m.GetAttr, Ref(b""))).lease == m.LEASE_SELF
+    # And one that does not ask for them any more has none.
+    engine.sessions.disconnected(session, again)  # type: ignore[arg-type]
+    last = Peer(engine)
+    assert (await last.welcome(session=session.id)).features == []
+    assert session.leases == {}
+    assert len(engine.sessions.watcher.leases) == 0
+
+
+async def test_too_many_leases_end_the_oldest(tmp_path: Path) -> None:
+    engine = Engine(tmp_path / "root", tmp_path / "state", max_leases=2)
+    for name in ("a", "b", "c"):
+        (engine.root / name).mkdir()
+    peer, _ = await leased(engine, b"a", b"b", b"c")
+    released = await peer.next(m.Released)
+    assert [identity.ino for identity in released.identities] == [(engine.root / "a").stat().st_ino]
+    assert engine.sessions.watcher.describe()["leases"] == 2
+    await engine.sessions.drain()
+
+
+async def test_what_ends_with_a_session(engine: Engine) -> None:
+    peer, _ = await leased(engine, b"")
+    other, _ = await leased(engine, b"")
+    before = len(os.listdir("/proc/self/fd"))
+    assert len(engine.sessions.watcher.leases) == 1
+    peer.say(m.Bye())
+    assert len(engine.sessions.watcher.leases) == 1
+    other.say(m.Bye())
+    assert len(engine.sessions.watcher.leases) == 0
+    await engine.sessions.pool.drained()
+    assert len(os.listdir("/proc/self/fd")) < before
+
+
+async def test_a_flood_of_events_does_not_stop_the_loop(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are read in portions, and all in the end."""
+    monkeypatch.setattr(inotify_module, "READ", 512)
+    peer, _ = await leased(engine, b"")
+    for number in range(300):
+        (engine.root / f"{number:04}").mkdir()
+    names: set[bytes | None] = set()
+
+    def all_told() -> bool:
+        names.update(name for _, name in changes_of(peer))
+        return len(names) >= 300
+
+    await eventually_async(all_told)

@@ -6,7 +6,6 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from time import perf_counter_ns
 from typing import Any
 
 import pytest
@@ -59,9 +58,15 @@ class Watched(Workspace):
 
     def do(self, request: m.Request, payload: bytes = b"") -> Any:
         """As the engine does it for a client."""
-        began = perf_counter_ns()
-        reply, _ = execute(self.context, request, payload)
-        self.watcher.note(self.session, request, reply, began)  # type: ignore[arg-type]
+        changes = request.mutating or isinstance(request, m.Open)
+        doing = self.watcher.ours.begin(self.session, request) if changes else None  # type: ignore[arg-type]
+        try:
+            reply, _ = execute(self.context, request, payload)
+            if doing is not None:
+                doing.done(reply)
+        finally:
+            if doing is not None:
+                doing.end()
         return reply
 
     def named(self, path: bytes) -> m.Ref:
@@ -271,29 +276,6 @@ def test_what_vanished_before_it_was_looked_at(ws: Watched) -> None:
     assert ws.news() == [(b"dir", b"file")]
 
 
-def test_notes_on_what_cannot_be_told_are_not_made(ws: Watched) -> None:
-    def note(request: m.Request, reply: m.Reply, began: int = 0) -> None:
-        ws.watcher.note(ws.session, request, reply, began or perf_counter_ns())  # type: ignore[arg-type]
-
-    root = ws.named(b"")
-    note(m.Write(1, 4711, 0), m.CountReply(1, 1))
-    note(m.Rename(1, root, b"a", root, b"b"), m.RemovedReply(1))
-    note(m.Unlink(1, m.Ref(b"", None, 4711), b"x"), m.RemovedReply(1))
-    note(m.SetXattr(1, root, b"user.x", b""), m.Done(1))
-    note(m.Unlink(1, root, b"early"), m.RemovedReply(1), 1)  # began before the directory was watched
-    before = len(ws.watcher._notes)
-    note(m.Rename(1, root, b"a", root, b"b", 2), m.RemovedReply(1, moved=ws.attr(b"dir/file")))
-    note(m.Rename(1, root, b"a", root, b"b"), m.RemovedReply(1, moved=ws.attr(b"hard")))
-    assert len(ws.watcher._notes) == before + 2  # the states of two files, and of no name
-    handle = ws.open(b"dir/file", os.O_RDWR)
-    found = ws.context.handles.get(handle)
-    fd, found.fd = found.fd, 9999
-    note(m.Write(1, handle, 0), m.CountReply(1, 1))
-    found.fd = fd
-    assert len(ws.watcher._notes) == before + 1
-    assert ws.news() == []
-
-
 def test_notes_are_bounded(ws: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(notes_module, "MOST", 2)
     root = ws.named(b"")
@@ -493,3 +475,146 @@ def test_a_server_that_cannot_watch(monkeypatch: pytest.MonkeyPatch, make: Calla
         "watches": 0, "leases": 0, "refused": 2, "events": 0, "echoes": 0, "overflows": 0,
         "unable": ws.watcher.unable,
     }  # fmt: skip
+
+
+# --- while operations are at work
+
+
+class AtWork:
+    """An operation of a session that is not done yet, although the kernel tells of it already."""
+
+    def __init__(self, ws: Watched, request: m.Request, payload: bytes = b"") -> None:
+        doing = ws.watcher.ours.begin(ws.session, request)  # type: ignore[arg-type]
+        assert doing is not None
+        self.doing = doing
+        self.reply, _ = execute(ws.context, request, payload)
+
+    def finish(self) -> None:
+        self.doing.done(self.reply)
+        self.doing.end()
+
+
+def test_what_is_at_work_is_waited_for(make: Callable[..., Watched]) -> None:
+    asked: list[float] = []
+    ws = make(again=asked.append)
+    ws.do(m.ListTree(1, [ROOT], 100, 5))
+    root, folder = ws.named(b""), ws.named(b"dir")
+    handle = ws.open(b"dir/file", os.O_RDWR)
+    requests: list[tuple[m.Request, bytes]] = [
+        (m.Write(1, handle, 0), b"x"),
+        (m.Fallocate(1, handle, 0, 0, 100), b""),
+        (m.CopyRange(1, handle, 0, handle, 50, 10), b""),
+        (m.SetAttr(1, ws.ref(b"dir/file"), mode=0o600), b""),
+        (m.SetXattr(1, ws.ref(b"dir/file"), b"user.x", b"1"), b""),
+        (m.SetXattr(1, m.Ref(b"", None, handle), b"user.y", b"1"), b""),
+        (m.RemoveXattr(1, ws.ref(b"dir/file"), b"user.x"), b""),
+        (m.Open(1, ws.ref(b"dir/file"), os.O_RDWR | os.O_TRUNC), b""),
+        (m.Create(1, root, b"new", 0o644, os.O_RDWR), b""),
+        (m.Link(1, ws.ref(b"hard"), root, b"hard3"), b""),
+        (m.MkDir(1, root, b"made", 0o755), b""),
+        (m.Rename(1, root, b"made", folder, b"moved"), b""),
+        (m.Rename(1, folder, b"deep", root, b"deep"), b""),
+        (m.RmDir(1, folder, b"moved"), b""),
+        (m.Unlink(1, root, b"new"), b""),
+    ]
+    for request, payload in requests:
+        asked.clear()
+        at_work = AtWork(ws, request, payload)
+        assert ws.news() == [], request
+        assert asked == [watcher_module.PATIENCE]
+        at_work.finish()
+        assert ws.news() == [], request
+
+
+def test_what_others_do_meanwhile_is_told_at_once(ws: Watched) -> None:
+    handle = ws.open(b"dir/file", os.O_RDWR)
+    at_work = AtWork(ws, m.Write(1, handle, 0), b"x")
+    (ws.path / "hard").chmod(0o600)
+    (ws.path / "other").mkdir()
+    told = ws.news()
+    assert (b".", b"other") in told
+    assert (b"dir/file", None) not in told
+    at_work.finish()
+    (ws.path / "dir/file").chmod(0o600)
+    assert ws.news() == [(b"dir/file", None)]
+
+
+def test_what_others_do_with_the_same_file_is_told_afterwards(ws: Watched) -> None:
+    handle = ws.open(b"dir/file", os.O_RDWR)
+    at_work = AtWork(ws, m.Write(1, handle, 0), b"x")
+    assert ws.news() == []
+    at_work.finish()
+    (ws.path / "dir/file").chmod(0o600)
+    assert ws.news() == [(b"dir/file", None)]
+
+
+def test_news_do_not_wait_for_ever(ws: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor while one operation follows another without a gap."""
+    monkeypatch.setattr(watcher_module, "PATIENCE", 1e-9)
+    handle = ws.open(b"dir/file", os.O_RDWR)
+    at_work = AtWork(ws, m.Write(1, handle, 0), b"x")
+    assert ws.news() == []
+    ws.session.pending.take()
+    assert ws.news() == [(b"dir/file", None)]
+    at_work.finish()
+
+
+def test_an_operation_that_fails_was_none(ws: Watched) -> None:
+    with pytest.raises(OSError):
+        ws.do(m.MkDir(1, ws.named(b""), b"hard", 0o755))
+    assert not ws.watcher._notes.at_work((ws.attr(b"").identity, b"hard"))
+    (ws.path / "hard").unlink()
+    (ws.path / "hard").mkdir()
+    assert (b".", b"hard") in ws.news()
+
+
+# --- what of an operation cannot be noted
+
+
+def done(ws: Watched, request: m.Request, reply: m.Reply) -> int:
+    """How many notes there are more once it was done."""
+    before = len(ws.watcher._notes)
+    doing = ws.watcher.ours.begin(ws.session, request)  # type: ignore[arg-type]
+    assert doing is not None
+    doing.done(reply)
+    doing.end()
+    return len(ws.watcher._notes) - before
+
+
+def test_what_cannot_be_said_is_not_noted(ws: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = ws.named(b"")
+    one, two = ws.attr(b"dir/file"), ws.attr(b"hard")
+    assert done(ws, m.Write(1, 4711, 0), m.CountReply(1, 1)) == 0
+    assert done(ws, m.Unlink(1, m.Ref(b"", None, 4711), b"x"), m.RemovedReply(1)) == 0
+    assert done(ws, m.Unlink(1, m.Ref(b""), b"x"), m.RemovedReply(1)) == 0
+    assert done(ws, m.Unlink(1, m.Ref(b"dir/file", one.identity), b"x"), m.RemovedReply(1)) == 0
+    assert done(ws, m.TmpFile(1, root, 0o600, os.O_RDWR), m.OpenReply(1, 5, one)) == 1  # its state
+    assert done(ws, m.Rename(1, root, b"a", root, b"b"), m.RemovedReply(1)) == 0
+    assert (
+        done(ws, m.Rename(1, root, b"a", root, b"b", 2), m.RemovedReply(1, moved=one)) == 0
+    )  # known already
+    assert done(ws, m.Rename(1, root, b"a", root, b"b"), m.RemovedReply(1, moved=two)) == 1
+    assert done(ws, m.SetXattr(1, m.Ref(b"hard"), b"user.x", b""), m.Done(1)) == 0
+    gone = m.Ref(b"no", two.identity)
+    assert done(ws, m.SetXattr(1, gone, b"user.x", b""), m.Done(1)) == -1  # it is unknown now
+    handle = ws.open(b"dir/file", os.O_RDWR)
+
+    def fail(*arguments: Any) -> Any:
+        raise OSError(errno.EIO, "the disk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ws.context.sandbox, "stat", fail)
+        assert done(ws, m.Write(1, handle, 0), m.CountReply(1, 1)) == -1
+
+
+def test_a_directory_that_is_watched_since_the_operation_began(make: Callable[..., Watched]) -> None:
+    """Its event may have come before: then nothing will come that could be excused."""
+    ws = make()
+    ws.do(m.ListTree(1, [DIR], 100))
+    root = ws.named(b"")
+    at_work = AtWork(ws, m.MkDir(1, root, b"made", 0o755))
+    ws.run(m.ListTree(1, [root], 100))
+    at_work.finish()
+    (ws.path / "made").rename(ws.path / "dir/away")
+    os.rename(ws.path / "dir/away", ws.path / "made")
+    assert (b".", b"made") in ws.news()

@@ -140,10 +140,15 @@ class RawClient:
         """Submit ``make(seq, ...)`` and return its number."""
         seq = seq or self.session.next_seq()
         recovery = kw.pop("recovery", False)
-        self._answers[seq] = asyncio.get_running_loop().create_future()
-        self.session.submit(make(seq, *args, **kw), payload, recovery=recovery)
+        self.submit(make(seq, *args, **kw), payload, recovery=recovery)
         self.flush()
         return seq
+
+    def submit(self, request: m.Request, payload: bytes = b"", *, recovery: bool = False) -> int:
+        """As :meth:`send`, to go out with the next :meth:`flush`."""
+        self._answers[request.seq] = asyncio.get_running_loop().create_future()
+        self.session.submit(request, payload, recovery=recovery)
+        return request.seq
 
     async def answer(self, seq: int, *, done: bool = True) -> tuple[Any, bytes]:
         """The reply to *seq*, its errors raised as OSError. With *done* the engine may forget it."""
@@ -162,6 +167,10 @@ class RawClient:
 
     async def read(self, handle: int, offset: int, size: int) -> bytes:
         return (await self.answer(self.send(m.Read, handle, offset, size)))[1]
+
+    def on_answer(self, seq: int, then: Callable[[int], None]) -> None:
+        """Have *then* called with *seq* when it is answered."""
+        self._answers[seq].add_done_callback(lambda _: then(seq))
 
     def answered(self, seq: int) -> bool:
         return self._answers[seq].done()
