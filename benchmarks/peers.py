@@ -1,7 +1,7 @@
 """The ways to reach a directory that are compared: itself, sshfs, and wsfuse over both transports.
 
-Every peer serves the same source directory on the same host. ``cached=False`` turns off every cache that
-the peer lets one turn off, so that each system call is a round trip.
+Every peer serves the same source directory on the same host; distance is put in between by :mod:`.distance`.
+``cached=False`` turns off every cache that the peer lets one turn off, so that each system call is a round trip.
 """
 
 from __future__ import annotations
@@ -67,6 +67,8 @@ def sshd(workdir: Path) -> Iterator[tuple[int, Path]]:
     workdir.mkdir(mode=0o700, exist_ok=True)
     identity, host_key = workdir / "identity", workdir / "host_key"
     for key in (identity, host_key):
+        if key.exists():
+            continue
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
     shutil.copy(identity.with_suffix(".pub"), workdir / "authorized_keys")
     port = free_port()
@@ -148,18 +150,50 @@ def wsfuse(url: str, token: Path, mountpoint: Path, *, transport: str, cached: b
 
 
 @contextlib.contextmanager
-def everything(source: Path, workdir: Path, *, cached: bool) -> Iterator[dict[str, Path]]:
-    """All peers at once on *source*: name -> directory. Raises PeerUnavailableError if one is missing."""
+def distance(target: int, round_trip: float, *, tickets: bool = False) -> Iterator[int]:
+    """A relay of :mod:`.distance` before the port *target*: the port that it listens on."""
+    port = free_port()
+    more = [free_port()] if tickets else []
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.distance", *map(str, (port, target, round_trip, *more))],
+        text=True,
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[1],
+    )
+    try:
+        wait_until(lambda: answers(port), "the relay", process)
+        yield port
+    finally:
+        stop(process)
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+Mount = Callable[[], contextlib.AbstractContextManager[Path]]
+
+
+@contextlib.contextmanager
+def everything(
+    source: Path, workdir: Path, *, cached: bool, round_trip: float = 0.0
+) -> Iterator[dict[str, Mount]]:
+    """All peers on *source*, *round_trip* seconds away: name -> what mounts it anew for the time of a block.
+
+    Raises PeerUnavailableError if one is missing.
+    """
     with contextlib.ExitStack() as stack:
         url, token = stack.enter_context(wsfuse_server(source, workdir / "server"))
         port, identity = stack.enter_context(sshd(workdir / "sshd"))
+        if round_trip:
+            port = stack.enter_context(distance(port, round_trip))
+            server = int(url.rstrip("/").rpartition(":")[2])
+            url = f"http://127.0.0.1:{stack.enter_context(distance(server, round_trip, tickets=True))}/"
+
+        def ours(transport: str) -> Mount:
+            return lambda: wsfuse(url, token, workdir / transport, transport=transport, cached=cached)
+
         yield {
-            "local": source,
-            "sshfs": stack.enter_context(sshfs(source, workdir / "sshfs", port, identity, cached=cached)),
-            "wsfuse direct": stack.enter_context(
-                wsfuse(url, token, workdir / "direct", transport="direct", cached=cached)
-            ),
-            "wsfuse relay": stack.enter_context(
-                wsfuse(url, token, workdir / "relay", transport="relay", cached=cached)
-            ),
+            "local": lambda: contextlib.nullcontext(source),
+            "sshfs": lambda: sshfs(source, workdir / "sshfs", port, identity, cached=cached),
+            "wsfuse direct": ours("direct"),
+            "wsfuse relay": ours("relay"),
         }

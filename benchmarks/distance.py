@@ -1,0 +1,167 @@
+"""A link of any length on one machine: a TCP relay that delays each direction by half a round trip.
+
+``python -m benchmarks.distance LISTEN_PORT TARGET_PORT SECONDS [ENGINE_LISTEN_PORT]``. Order and throughput stay as
+they are. With the last argument the relay stands before a Jupyter server and changes the port in the tickets that
+pass: whoever connects directly to the file engine by such a ticket reaches that port, behind which this relay passes on
+to the engine, with the same delay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+
+import uvloop
+
+#: Bytes that are read at a time, and that may be on their way in one direction: more than bandwidth times delay.
+CHUNK = 1 << 20
+ON_THE_WAY = 128 << 20
+
+Rewrite = Callable[[bytes], bytes]
+
+
+class Direction:
+    """What goes from one end of a connection to the other, *delay* seconds later."""
+
+    def __init__(
+        self,
+        source: asyncio.StreamReader,
+        target: asyncio.StreamWriter,
+        delay: float,
+        rewrite: Rewrite | None = None,
+    ) -> None:
+        self._source = source
+        self._target = target
+        self._delay = delay
+        self._rewrite = rewrite
+        self._queue: deque[tuple[float, bytes]] = deque()
+        self._bytes = 0
+        self._filled = asyncio.Event()
+        self._drained = asyncio.Event()
+
+    async def run(self) -> None:
+        """Until the source ends, and everything has arrived."""
+        taking = asyncio.create_task(self._take())
+        try:
+            await self._give()
+        finally:
+            taking.cancel()
+            await asyncio.gather(taking, return_exceptions=True)
+
+    async def _take(self) -> None:
+        while True:
+            try:
+                data = await self._source.read(CHUNK)
+            except OSError:
+                data = b""
+            if data and self._rewrite is not None:
+                data = self._rewrite(data)
+            self._queue.append((time.monotonic() + self._delay, data))
+            self._bytes += len(data)
+            self._filled.set()
+            if not data:
+                return
+            while self._bytes > ON_THE_WAY:
+                self._drained.clear()
+                await self._drained.wait()
+
+    async def _give(self) -> None:
+        while True:
+            while not self._queue:
+                self._filled.clear()
+                await self._filled.wait()
+            due, data = self._queue.popleft()
+            left = due - time.monotonic()
+            if left > 0:
+                await asyncio.sleep(left)  # this is the delay, not a wait for something
+            if not data:
+                with contextlib.suppress(OSError):
+                    self._target.write_eof()
+                return
+            self._bytes -= len(data)
+            self._drained.set()
+            try:
+                self._target.write(data)
+                await self._target.drain()
+            except OSError:
+                return
+
+
+_TICKET = re.compile(rb'("port": ?)([0-9]+)')
+
+
+def ticket_rewriter(port: int, found: Callable[[int], None]) -> Rewrite:
+    """Replaces the engine's port by *port* in the ticket that an HTTP response brings; *found* is told the engine's.
+
+    The response is small and comes in one piece. Its length stays the same: JSON does not mind spaces.
+    """
+
+    def rewrite(data: bytes) -> bytes:
+        if not data.startswith(b"HTTP/1.1 20") or b'"ticket"' not in data:
+            return data
+
+        def replace(match: re.Match[bytes]) -> bytes:
+            found(int(match[2]))
+            new = b"%d" % port
+            return match[1] + b" " * (len(match[2]) - len(new)) + new
+
+        return _TICKET.sub(replace, data, count=1)
+
+    return rewrite
+
+
+class Relay:
+    """Listens on a port of this machine and passes on to another."""
+
+    def __init__(self, target: int, delay: float, rewrite: Rewrite | None = None) -> None:
+        self.target = target
+        self.connections = 0
+        self._delay = delay
+        self._rewrite = rewrite
+
+    async def listen(self, port: int = 0) -> int:
+        """Start; returns the port."""
+        server = await asyncio.start_server(self._connected, "127.0.0.1", port, limit=8 * CHUNK)
+        return int(server.sockets[0].getsockname()[1])
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target, limit=8 * CHUNK)
+        except OSError:
+            writer.close()
+            return
+        try:
+            await asyncio.gather(
+                Direction(reader, far_writer, self._delay).run(),
+                Direction(far_reader, writer, self._delay, self._rewrite).run(),
+            )
+        finally:
+            writer.close()
+            far_writer.close()
+
+
+async def serve(listen: int, target: int, round_trip: float, engine: int = 0) -> None:
+    """Relay for ever; says ``ready`` on standard output when it can."""
+    rewrite = None
+    if engine:
+        direct = Relay(0, round_trip / 2)
+
+        def found(port: int) -> None:
+            direct.target = port
+
+        rewrite = ticket_rewriter(engine, found)
+        await direct.listen(engine)
+    await Relay(target, round_trip / 2, rewrite).listen(listen)
+    print("ready", flush=True)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    arguments = sys.argv[1:]
+    uvloop.run(serve(int(arguments[0]), int(arguments[1]), float(arguments[2]), *map(int, arguments[3:])))
