@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
-from ..protocol.messages import Attr, Reply, Request, Struct, Welcome
+from ..protocol.messages import Attr, Identity, Reply, Request, Struct, Welcome
 
 ROOT: Final = 1  # the kernel's number of the root node
 
@@ -129,6 +129,16 @@ class Requester(Protocol):
     def mark_repeated(self, key: int) -> None: ...
 
     def forget_others(self) -> None: ...
+
+
+class Store(Protocol):
+    """Blocks of files that outlive the mount, by the file's identity, the version of its data, and their index."""
+
+    async def get(self, identity: Identity, version: tuple[int, int, int], index: int) -> bytes | None:
+        """The block, if it is there."""
+
+    def put(self, identity: Identity, version: tuple[int, int, int], index: int, data: bytes) -> None:
+        """Keep a block, some time soon."""
 
 
 @dataclass(frozen=True)

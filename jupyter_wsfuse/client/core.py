@@ -25,7 +25,7 @@ from ..protocol.messages import (
     Reply,
     Request,
 )
-from .api import Caller, Entry, Invalidator, NoInvalidator, Recorder, Requester, VfsOptions
+from .api import Caller, Entry, Invalidator, NoInvalidator, Recorder, Requester, Store, VfsOptions
 from .cache import Cache
 from .denials import Denials
 from .fetcher import Fetcher
@@ -60,7 +60,10 @@ def _looked_at(opening: asyncio.Future[None]) -> None:
 
 
 class Core:
-    """State and helpers; the operations are in the classes derived from this one."""
+    """State and helpers; the operations are in the classes derived from this one.
+
+    ``store``: where data are kept beside what is in memory; to be set by :meth:`keep_in`.
+    """
 
     def __init__(
         self,
@@ -84,11 +87,17 @@ class Core:
         self.fetcher = Fetcher(
             connection, options, self.cache, self.pages, own=self._own, version=self.version, clock=clock
         )
+        self.store: Store | None = None
         self.denials = Denials(clock)
         self.files: dict[int, OpenFile] = {}
         self.read_only = options.read_only
         self._came = 0  # files that the kernel was told of since it was asked to forget some
         self._wall = wall
+
+    def keep_in(self, store: Store) -> None:
+        """Keep data in *store* as well, and look there before the server is asked. Closed by whoever made it."""
+        self.store = store
+        self.pages.on_kept = store.put
 
     # --- asking ----------------------------------------------------------------------------------------
 

@@ -38,12 +38,14 @@ class FileData:
 
 
 class Pages:
-    """At most *limit* bytes. ``on_used`` is told the index of a block that was fetched ahead
+    """At most *limit* bytes. ``on_kept`` is given each block whose version tells it from any
+    other; ``on_used`` is told the index of a block that was fetched ahead
     when it is read, ``on_unused`` when it goes without ever having been."""
 
     def __init__(
         self, limit: int, leases: Leases, ttl: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
+        self.on_kept: Callable[[Identity, Version, int, bytes], None] = lambda *block: None
         self.on_used: Callable[[int], None] = lambda index: None
         self.on_unused: Callable[[int], None] = lambda index: None
         self.hits = 0
@@ -117,6 +119,8 @@ class Pages:
         if prefetched:
             data.unused.add(index)
         self._blocks.put((identity, index), block)
+        if cover and version is not None:
+            self.on_kept(identity, version, index, block)
 
     def renew(self, identity: Identity, version: Version | None, cover: Cover) -> None:
         """The file is known to be in the state *version* now, and the lease *cover* is held on it."""

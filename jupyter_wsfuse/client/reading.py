@@ -83,6 +83,10 @@ class ReadOperations(Core):
 
     async def _read(self, caller: Caller, file: OpenFile, offset: int, size: int) -> bytes | memoryview:
         node = file.node
+        if self.store is not None and await self._from_store(node, offset // BLOCK):
+            data = self._here(file, offset, size)
+            if data is not None:
+                return data
         if await self.fetcher.fetched(node.identity) and (data := self._here(file, offset, size)) is not None:
             return data
         if self._may_read_ahead(file):
@@ -104,6 +108,21 @@ class ReadOperations(Core):
             if file.content is None or error.errno not in _REMOVED:
                 raise
             return file.content[offset : offset + size]
+
+    async def _from_store(self, node: Node, index: int) -> bool:
+        """Whether block *index* could be had from this machine's disk; then it is among the pages."""
+        record = self.cache.record(node.identity)
+        if self.store is None or record is None or not record.cover or self.pages.has(node.identity, index):
+            return False
+        version, since = self.version(record.attr), self.cache.version
+        if version is None:
+            return False
+        data = await self.store.get(node.identity, version, index)
+        whole = min(BLOCK, record.attr.size - index * BLOCK)
+        if data is None or len(data) != whole or not self.cache.fresh(node.identity, since):
+            return False
+        self.pages.keep(node.identity, index, data, record.cover, version)
+        return True
 
     async def _ask_for(self, caller: Caller, file: OpenFile, offset: int, size: int) -> bytes:
         opening = None
@@ -162,17 +181,22 @@ class ReadOperations(Core):
     async def _fly(self, file: OpenFile, wanted: Range, whole: bool, key: tuple[Identity, int, int]) -> None:
         flight = self._flights[key]
         window = self.fetcher.window
-        token = window.sent(wanted.size)
         data: bytes | None = None
+        if whole and await self._from_store(file.node, wanted.offset // BLOCK):
+            data = self.pages.block(key[0], wanted.offset // BLOCK)
+        token = window.sent(0 if data is not None else wanted.size)
         try:
+            if data is not None:
+                return
             reply, found = await self.connection.call(Read(0, file.handle, wanted.offset, wanted.size))
             window.answered(token, len(found))
             if type(reply) is DataReply and self.cache.fresh(key[0], flight.since):
                 data = found
                 self._keep(file.node, wanted, whole, data)
         except OSError:
-            window.dropped(token)
+            pass  # whoever needs it asks himself
         finally:
+            window.dropped(token)
             if self._flights.get(key) is flight:
                 del self._flights[key]
             if not flight.future.done():

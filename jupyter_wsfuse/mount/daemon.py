@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import json
 import logging
 import os
 import resource
@@ -20,13 +22,16 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Final
 
+import platformdirs
 import uvloop
 
 from jupyter_wsfuse.client.api import Caller, VfsOptions
 from jupyter_wsfuse.client.connection import Connection, ConnectionOptions
 from jupyter_wsfuse.client.discovery import Server
+from jupyter_wsfuse.client.pagestore import AsyncPageStore, PageStore
 from jupyter_wsfuse.client.vfs import Vfs
 from jupyter_wsfuse.errors import MountError, WsFuseError
 from jupyter_wsfuse.fuse.abi import CACHE_SYMLINKS, EXPORT_SUPPORT
@@ -90,6 +95,7 @@ class Daemon:
         self._profiling = Profiling(
             self._vfs, self._since, lambda: self._connection.status()["state"] == "connected"
         )
+        self._store: AsyncPageStore | None = None
         self._connection.on_welcome = self._on_welcome
         self._log.snapshot = self._snapshot
         self._channel = Channel(
@@ -133,6 +139,9 @@ class Daemon:
         return code
 
     async def _connect(self) -> None:
+        if self._config.disk_cache:
+            self._store = AsyncPageStore(PageStore(store_folder(self._config), self._config.disk_cache))
+            self._vfs.keep_in(self._store)
         await self._vfs.start()
         if self.continues:
             self._connection.start()
@@ -195,6 +204,8 @@ class Daemon:
         try:
             async with asyncio.timeout(_GOODBYE):
                 await self._vfs.stop()
+                if self._store is not None:
+                    await self._store.close(_GOODBYE / 2)
                 if goodbye:
                     await self._connection.close()
         except (TimeoutError, WsFuseError, OSError) as exc:
@@ -247,6 +258,13 @@ class Daemon:
 #: told of it and what the log says of it.
 _BASE: Final = 72
 _NODE: Final = 1300
+
+
+def store_folder(config: MountConfig) -> Path:
+    """Where data of the workspace that *config* is about are kept: each has a folder of its own."""
+    who = json.dumps([config.url, config.tenant]).encode()
+    name = hashlib.blake2b(who, digest_size=12).hexdigest()
+    return Path(platformdirs.user_cache_dir("wsfuse")) / "pages" / name
 
 
 def vfs_options(config: MountConfig) -> VfsOptions:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from jupyter_wsfuse.client.pagestore import AsyncPageStore
 from jupyter_wsfuse.client.profile import Profile
 from jupyter_wsfuse.client.profiler import ServerTotals, since
 from jupyter_wsfuse.client.vfs import Vfs
@@ -37,7 +38,7 @@ class Profiling:
         self._profiles: dict[str, Profile] = {}
 
     async def stats(self, reset: bool = False) -> dict[str, Any]:
-        """``{operations, waiting, slow, slow_count, cache, pages, prefetch, since}``; see
+        """``{operations, waiting, slow, slow_count, cache, pages, prefetch, disk, since}``; see
         :class:`~jupyter_wsfuse.client.profiler.Profiler`. With *reset* the first four are counted from zero
         afterwards."""
         stats = self._vfs.stats
@@ -50,6 +51,7 @@ class Profiling:
             "cache": self._vfs.cache.snapshot() | {"nodes": len(self._vfs.tree)},
             "pages": self._vfs.pages.snapshot(),
             "prefetch": self._vfs.fetcher.snapshot(),
+            "disk": self._vfs.store.snapshot() if isinstance(self._vfs.store, AsyncPageStore) else {},
             "since": self._since,
         }
         if reset:

@@ -566,6 +566,50 @@ async def test_the_server_is_told_of_the_file_before_its_blocks_are_asked_for(mo
     assert "Read" in found
 
 
+class Shelf:
+    """A store in memory."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[Any, ...], bytes] = {}
+
+    async def get(self, identity: m.Identity, version: tuple[int, int, int], index: int) -> bytes | None:
+        return self.kept.get((identity, version, index))
+
+    def put(self, identity: m.Identity, version: tuple[int, int, int], index: int, data: bytes) -> None:
+        self.kept[identity, version, index] = data
+
+
+async def test_what_is_in_the_store_is_not_asked_for(mount: Mount, root: Path) -> None:
+    shelf = Shelf()
+    mount.vfs.keep_in(shelf)
+    assert await read_through(mount, MIB) == DISK
+    await content(mount, b"a/f0")
+    assert len(shelf.kept) == 5
+    mount.vfs.pages.unsure_all()
+    for identity in list(mount.vfs.pages._files):
+        mount.vfs.pages.drop(identity)
+    asked(mount)
+    assert await read_through(mount, MIB) == DISK
+    assert await content(mount, b"a/f0") == b"a 0"
+    assert "Read" not in asked(mount)
+
+
+async def test_what_the_store_has_of_another_state_is_not_taken(mount: Mount, root: Path) -> None:
+    shelf = Shelf()
+    mount.vfs.keep_in(shelf)
+    await content(mount, b"a/f0")
+    (root / "a/f0").write_bytes(b"other")
+    changed(mount, "a/f0")
+    assert await content(mount, b"a/f0") == b"other"
+    for key in shelf.kept:
+        shelf.kept[key] = b"torn"
+    mount.vfs.pages.drop(mount.vfs.tree.get(await mount.node(b"a/f0")).identity)
+    assert await content(mount, b"a/f0") == b"other"
+    mount.clock.wall_ns = 0  # it may yet change unnoticed
+    mount.vfs.pages.drop(mount.vfs.tree.get(await mount.node(b"a/f0")).identity)
+    assert await content(mount, b"a/f0") == b"other"
+
+
 async def test_what_is_switched_off_is_not_done(mounted: Any, root: Path) -> None:
     (root / "a").mkdir()
     for number in range(6):
