@@ -7,6 +7,7 @@ or touch what is outside.
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import subprocess
@@ -16,6 +17,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -117,6 +119,7 @@ class Racer:
         self.context = Context(sandbox, HandleTable())
         self.outcomes: Counter[str] = Counter()
         self.escapes: list[str] = []
+        self.numbers = itertools.count(1)
 
     def run(self, count: int, rng: random.Random) -> None:
         pool = requests()
@@ -125,8 +128,11 @@ class Racer:
 
     def attempt(self, make: Make, nowait: bool) -> None:
         nowait = nowait and OPERATIONS[make.func].inline  # type: ignore[index]  # func is the type of the request
+        request: Any = make(1)
+        if isinstance(request, m.Open | m.OpenDir | m.Reopen) and request.handle:
+            request.handle = next(self.numbers)  # or the other thread would close it
         try:
-            reply, payload = execute(self.context, make(1), b"", nowait)
+            reply, payload = execute(self.context, request, b"", nowait)
         except OSError as exc:
             self.outcomes[errno_name(exc.errno or 0)] += 1
             return
