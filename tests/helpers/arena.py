@@ -180,13 +180,22 @@ class Arena:
         if isinstance(reply, m.NamesReply) and b"user." + ONLY_OUTSIDE.encode() in reply.names:
             found.append("names of attributes")
         if isinstance(reply, m.DirReply):
-            inodes = {ino for _, ino in self.forbidden}
-            for entry in reply.entries:
-                if entry.name == b"..":  # its number is no secret: it is in the directory's own data
-                    continue
-                if entry.name == ONLY_OUTSIDE.encode() or entry.ino in inodes:
-                    found.append(f"entry {entry.name!r}")
+            found += self._among(reply.entries)
+        if isinstance(reply, m.TreeReply):
+            for directory in reply.directories:
+                if (directory.attr.dev, directory.attr.ino) in self.forbidden:
+                    found.append(f"directory {directory.path!r}")
+                found += self._among(directory.entries)
         return found
+
+    def _among(self, entries: list[m.DirEntry]) -> list[str]:
+        inodes = {ino for _, ino in self.forbidden}
+        return [
+            f"entry {entry.name!r}"
+            for entry in entries
+            # The number of ".." is no secret: it is in the directory's own data.
+            if entry.name != b".." and (entry.name == ONLY_OUTSIDE.encode() or entry.ino in inodes)
+        ]
 
     def identity(self, path: Path) -> Identity:
         """What a client would have to know of a file to ask for it. The birth time is left out."""

@@ -118,7 +118,7 @@ class Attacker:
 
 async def attacker(arena: Arena, engine: EngineProcess, links: str = "keep") -> Attacker:
     client = RawClient()
-    await client.open(engine.url, engine.ticket(), links=links)
+    await client.open(engine.url, engine.ticket(), links=links, features=[m.LEASES])
     return Attacker(arena, client)
 
 

@@ -79,8 +79,8 @@ def engine(tmp_path: Path) -> Iterator[EngineProcess]:
 @pytest.fixture
 async def two(engine: EngineProcess, tmp_path: Path) -> AsyncIterator[Two]:
     ann, bob = RawClient(client="ann's"), RawClient(client="bob's")
-    await ann.open(engine.url, engine.ticket(tenant="a", principal="ann"))
-    await bob.open(engine.url, engine.ticket(tenant="b", principal="bob"))
+    await ann.open(engine.url, engine.ticket(tenant="a", principal="ann"), features=[m.LEASES])
+    await bob.open(engine.url, engine.ticket(tenant="b", principal="bob"), features=[m.LEASES])
     both = Two(engine, tmp_path / "a", tmp_path / "b", ann, bob)
     both.file = (await bob.call(m.Open, Ref(b"treasure"), os.O_RDWR)).handle
     both.directory = (await bob.call(m.OpenDir, Ref(b"dir"))).handle
