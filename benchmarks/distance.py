@@ -80,7 +80,7 @@ class Direction:
             if left > 0:
                 await asyncio.sleep(left)  # this is the delay, not a wait for something
             if not data:
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError, RuntimeError):  # the latter: it is closed already
                     self._target.write_eof()
                 return
             self._bytes -= len(data)
@@ -120,17 +120,27 @@ class Relay:
 
     def __init__(self, target: int, delay: float, rewrite: Rewrite | None = None) -> None:
         self.target = target
-        self.connections = 0
+        self._server: asyncio.Server | None = None
+        self._open: set[asyncio.Task[None]] = set()
         self._delay = delay
         self._rewrite = rewrite
 
     async def listen(self, port: int = 0) -> int:
         """Start; returns the port."""
-        server = await asyncio.start_server(self._connected, "127.0.0.1", port, limit=8 * CHUNK)
-        return int(server.sockets[0].getsockname()[1])
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", port, limit=8 * CHUNK)
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def close(self) -> None:
+        """Listen no more, and return when all connections have ended."""
+        assert self._server is not None
+        self._server.close()
+        await asyncio.gather(*self._open, return_exceptions=True)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._open.add(task)
+        task.add_done_callback(self._open.discard)
         try:
             far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target, limit=8 * CHUNK)
         except OSError:
@@ -142,8 +152,10 @@ class Relay:
                 Direction(far_reader, writer, self._delay, self._rewrite).run(),
             )
         finally:
-            writer.close()
-            far_writer.close()
+            for end in (writer, far_writer):
+                end.close()
+                with contextlib.suppress(OSError):
+                    await end.wait_closed()
 
 
 async def serve(listen: int, target: int, round_trip: float, engine: int = 0) -> None:

@@ -250,6 +250,7 @@ class Cache:
         *,
         readable: bool = False,
         plain: bool = False,
+        allowed: int = 0,
     ) -> float:
         """Keep *attr*, asked for at version *since*. Returns the seconds that the kernel may believe it."""
         if not self.enabled or not self.fresh(identity, since):
@@ -259,10 +260,12 @@ class Cache:
         record = Record(attr, cover, 0.0 if cover else self._clock() + self.attr_ttl)
         record.readable = readable
         record.plain = plain
+        record.allowed = allowed
         if old is not None and cover and old.cover == cover and old.attr.ctime == attr.ctime:
             record.readable |= old.readable
             record.plain |= old.plain
-            record.allowed, record.denied = old.allowed, old.denied
+            record.allowed |= old.allowed
+            record.denied = old.denied
         self._records[identity] = record
         return LEASED if cover else self.attr_ttl
 

@@ -424,6 +424,8 @@ class Core:
 
     def shut(self, file: OpenFile) -> None:
         self.files.pop(file.handle, None)
+        if file.ahead is not None:
+            file.ahead.close()
         node = file.node
         node.handles.pop(file.handle, None)
         for key in [key for key, held in node.locks.items() if held.handle == file.handle]:

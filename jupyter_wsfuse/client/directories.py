@@ -16,6 +16,7 @@ from ..protocol.messages import (
     OpenDir,
     OpenReply,
     ReadDir,
+    Ref,
     TreeReply,
 )  # fmt: skip
 from .api import Caller, DirItem, Entry, Opened
@@ -144,6 +145,8 @@ class DirectoryOperations(Core):
             return None
         path = self.tree.path_of(directory)
         if path is not None:
+            if self.cache.leases.offered:  # the first of those below it come at the same time
+                fetcher.list_soon(Ref(path, identity), identity)
             fetcher.walk(path)
         since = self.cache.version
         request = ListTree(0, [self.ref(directory)], LARGEST, 0)

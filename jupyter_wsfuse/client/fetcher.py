@@ -7,6 +7,7 @@ server does other things first. It fails silently: whoever needs it in the end a
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final
@@ -35,6 +36,10 @@ from .window import Window
 LIMITS: Final = (512, 4096, 8192)
 #: Entries of a directory beyond which it is listed page by page.
 LARGEST: Final = 8192
+#: Levels below a directory that come with it, as far as there is room.
+_NEAR: Final = 2
+#: access(2)'s bits, by ENTRY_READABLE and ENTRY_EXECUTABLE.
+_ALLOWED: Final = (0, os.R_OK, os.X_OK, os.R_OK | os.X_OK)
 #: Requests for subtrees under way.
 _WALKS: Final = 2
 #: What an entry of a listing takes on the way, in bytes, about.
@@ -118,16 +123,18 @@ class Fetcher:
                     known = child.identity
                     if entry.flags & ENTRY_LEASED:
                         cache.grant(known, since)
+                    flags = entry.flags
                     cache.keep_attr(
-                        known, self._own(child), since, identity, plain=bool(entry.flags & ENTRY_PLAIN)
-                    )
+                        known, self._own(child), since, identity,
+                        plain=bool(flags & ENTRY_PLAIN), allowed=_ALLOWED[flags >> 2 & 3],
+                    )  # fmt: skip
 
     def list_soon(self, ref: Ref, identity: Identity) -> None:
         """A name was looked up in the directory *ref*: others will be. Ask for all of them."""
         level = self._large.get(identity, 0)
         if level >= len(LIMITS) or identity in self._listing or not self.wants("subtree"):
             return
-        self._start(self._list([ref], LIMITS[level], 0, [identity]))
+        self._start(self._list([ref], LIMITS[level], 0 if level else _NEAR, [identity]))
 
     async def listed(self, identity: Identity, *, alone: bool = False) -> None:
         """Until a listing of the directory that is under way, if one is, has come; with *alone*, if it is of

@@ -135,7 +135,7 @@ class Subtree:
     """See ``subtree`` in the module's text."""
 
     #: Entries of one request, growing.
-    LIMITS: Final = (512, 2048, 8192)
+    LIMITS: Final = (1024, 4096, 8192)
     #: Directories that one request names, levels below them, and entries that may be known and unused at a time.
     REFS: Final = 128
     DEPTH: Final = 32
@@ -242,13 +242,14 @@ class _Trail:
 class _Run:
     """Small files of one directory that are read one after the other."""
 
-    __slots__ = ("count", "listed", "last", "by_name", "names", "places", "trail")
+    __slots__ = ("count", "listed", "last", "by_name", "names", "places", "trail", "window")
 
     def __init__(self, order: list[DirEntry]) -> None:
         self.count = 0
         self.last: bytes | None = None
         self.by_name = False
         self.trail: _Trail | None = None
+        self.window = 0  # that of the next trail, at least
         self.listed = [entry.name for entry in order if entry.type == _DT_REG]
         self.places = {name: place for place, name in enumerate(self.listed)}
         self.names = sorted(self.listed)
@@ -257,10 +258,13 @@ class _Run:
         """*name* is read now; *hit*: its data were here."""
         last, self.last = self.last, name
         self.count += 1
-        if not hit:  # he went elsewhere, or what was here had to go
+        trail = self.trail
+        if trail is not None and hit:
+            trail.ahead = max(0, trail.ahead - 1)
+        elif trail is not None:
+            # He goes another way, or what was here had to go: from where he is now, and sooner all of the directory.
+            self.window = 2 * trail.window
             self.trail = None
-        elif self.trail is not None:
-            self.trail.ahead = max(0, self.trail.ahead - 1)
         place = self.places.get(name)
         before = None if last is None else self.places.get(last)
         if place is None or before is None or last is None:
@@ -347,6 +351,7 @@ class Siblings:
                 before.ahead = max(0, before.ahead - 1)
                 return
             window = before.window
+        window = min(max(window, run.window), self.MOST)
         run.trail = _Trail(self._coming(run, parent, directory, above), window, above)
 
     def _taken_in_turn(self, path: bytes) -> bytes | None:

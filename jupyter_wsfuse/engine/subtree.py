@@ -7,6 +7,7 @@ or not at all. No symbolic link is followed, and nothing is entered that is moun
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import stat
 from collections import deque
@@ -27,6 +28,8 @@ DEEPEST: Final = 64
 #: even if all are the longest, a header has room for them.
 _DIRECTORY_BYTES: Final = 200
 _ENTRY_BYTES: Final = 125
+#: Directories that may turn out to be too large for the room that is left.
+_MOST_SKIPPED: Final = 16
 _RESERVED: Final = "user.wsfuse."
 
 
@@ -38,10 +41,11 @@ class _Answer:
         self.directories: list[m.TreeDirectory] = []
         self.entries = limit
         self.bytes = entries.LISTING_BYTES
+        self.skipped = 0
 
     @property
     def full(self) -> bool:
-        return self.entries <= 0 or self.bytes <= 0
+        return self.entries <= 0 or self.bytes <= 0 or self.skipped > _MOST_SKIPPED
 
     def add(self, ref: m.Ref, first: bool) -> m.TreeDirectory | None:
         """List the directory *ref*; None if there is no room for it any more. The *first* is in the answer in any case.
@@ -58,20 +62,23 @@ class _Answer:
         try:
             # With two dots, and one more, which says that these are not all.
             found, end = entries.list_directory(fd, 0, self.entries + 3)
-            self.bytes -= _DIRECTORY_BYTES + len(ref.path)
-            self.bytes -= sum(len(entry[0]) + _ENTRY_BYTES for entry in found)
-            if not end or self.bytes <= 0:
-                self.entries = 0
+            size = _DIRECTORY_BYTES + len(ref.path) + sum(len(entry[0]) + _ENTRY_BYTES for entry in found)
+            if not end or size > self.bytes:
                 if not first:
+                    self.skipped += 1
                     return None
+                self.entries = 0
                 directory = m.TreeDirectory(ref.path, attr, [], False, lease)
             else:
                 shown = [entry for entry in found if entry[0] not in (b".", b"..")]
                 self.entries -= len(shown)
+                self.bytes -= size
                 listed = entries.entries_of(context, fd, shown, True, place)
                 for entry in listed:
                     if entry.attr is not None and _plain(fd, entry.name):
                         entry.flags |= m.ENTRY_PLAIN
+                        if context.policy.unrestricted:
+                            entry.flags |= _access(entry.attr)
                 directory = m.TreeDirectory(ref.path, attr, listed, True, lease)
         finally:
             os.close(fd)
@@ -86,6 +93,32 @@ def _plain(directory: int, name: bytes) -> bool:
     except OSError:
         return False
     return all(attribute.startswith(_RESERVED) for attribute in found)
+
+
+def _may_override() -> bool:
+    """Whether modes keep this process from nothing (CAP_DAC_OVERRIDE)."""
+    with open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith("CapEff:"):
+                return bool(int(line.split()[1], 16) & 1 << 1)
+    return False
+
+
+def _access(attr: m.Attr) -> int:
+    """What access(2) would say of a file without access lists: ``ENTRY_READABLE`` and ``ENTRY_EXECUTABLE``."""
+    uid, groups, override = _identity()
+    mode = attr.mode
+    if override:
+        executable = stat.S_ISDIR(mode) or mode & 0o111
+        return m.ENTRY_READABLE | (m.ENTRY_EXECUTABLE if executable else 0)
+    shift = 6 if attr.uid == uid else 3 if attr.gid in groups else 0
+    bits = mode >> shift
+    return (m.ENTRY_READABLE if bits & 4 else 0) | (m.ENTRY_EXECUTABLE if bits & 1 else 0)
+
+
+@functools.cache
+def _identity() -> tuple[int, frozenset[int], bool]:
+    return os.geteuid(), frozenset((os.getegid(), *os.getgroups())), _may_override()
 
 
 def list_tree(context: Context, request: m.ListTree, payload: Payload, nowait: bool) -> Result:

@@ -110,9 +110,12 @@ class Ref(Struct):
 LEASE_PARENT: Final = 1
 LEASE_SELF: Final = 2
 
-#: Bits of ``DirEntry.flags``: a lease on this very file is granted; it has no extended attributes.
+#: Bits of ``DirEntry.flags``: a lease on this very file is granted; it has no extended attributes; access(2) allows to
+#: read it, and to execute or search it.
 ENTRY_LEASED: Final = 1
 ENTRY_PLAIN: Final = 2
+ENTRY_READABLE: Final = 4
+ENTRY_EXECUTABLE: Final = 8
 
 
 class DirEntry(Struct):

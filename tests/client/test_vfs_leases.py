@@ -200,6 +200,7 @@ async def test_a_directory_that_does_not_fit_is_listed_in_pages(
     await listing(mount, b, step=100)
     rest = await mount.vfs.readdir(mount.caller(), a, 0, half[-1].cookie, 100, True)
     assert len(half + rest) == 9
+    await quiet(mount)
     asked(mount)
     await mount.vfs.lookup(mount.caller(), a, b"nothing")
     await quiet(mount)

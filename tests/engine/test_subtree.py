@@ -100,7 +100,7 @@ def test_what_cannot_be_listed(ws: Workspace) -> None:
 def test_who_has_no_extended_attributes_is_plain(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     (ws.path / "a/b/file").touch()
     os.setxattr(ws.path / "a/b/file", "user.x", b"1")
-    by_name = {entry.name: entry.flags for entry in listed(ws, m.Ref(b"a/b"))[b"a/b"].entries}
+    by_name = {entry.name: entry.flags & m.ENTRY_PLAIN for entry in listed(ws, m.Ref(b"a/b"))[b"a/b"].entries}
     assert by_name == {b"file": 0, b"c": m.ENTRY_PLAIN}
 
     def fail(*arguments: Any, **more: Any) -> Any:
@@ -108,3 +108,60 @@ def test_who_has_no_extended_attributes_is_plain(ws: Workspace, monkeypatch: pyt
 
     monkeypatch.setattr(os, "listxattr", fail)
     assert all(entry.flags == 0 for entry in listed(ws)[b""].entries)
+
+
+def test_directories_that_do_not_fit_are_passed_over(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(20):
+        (ws.path / f"e/n{number}").touch()
+    assert set(listed(ws, limit=15, depth=9)) == {b"", b"a", b"a/b", b"a/d", b"a/b/c"}
+    monkeypatch.setattr(subtree, "_MOST_SKIPPED", 0)
+    assert b"a/b/c" not in listed(ws, limit=15, depth=9)
+
+
+@pytest.mark.parametrize(
+    ("identity", "mode", "readable", "executable"),
+    [
+        ((0, frozenset(), True), 0o100000, True, False),
+        ((0, frozenset(), True), 0o100001, True, True),
+        ((0, frozenset(), True), 0o040000, True, True),
+        ((7, frozenset(), False), 0o100500, True, True),
+        ((7, frozenset(), False), 0o100077, False, False),
+        ((8, frozenset({9}), False), 0o100750, True, True),
+        ((8, frozenset({9}), False), 0o100707, False, False),
+        ((8, frozenset(), False), 0o100704, True, False),
+    ],
+)
+def test_what_access_would_say(
+    monkeypatch: pytest.MonkeyPatch,
+    ws: Workspace,
+    identity: tuple[int, frozenset[int], bool],
+    mode: int,
+    readable: bool,
+    executable: bool,
+) -> None:
+    monkeypatch.setattr(subtree, "_identity", lambda: identity)
+    attr = m.msgspec.structs.replace(ws.attr(b""), mode=mode, uid=7, gid=9)
+    wanted = (m.ENTRY_READABLE if readable else 0) | (m.ENTRY_EXECUTABLE if executable else 0)
+    assert subtree._access(attr) == wanted
+
+
+def test_what_access_says(ws: Workspace) -> None:
+    """As the kernel does."""
+    for mode in (0o000, 0o400, 0o644, 0o711):
+        (ws.path / "e/file").chmod(mode)
+        entry = next(entry for entry in listed(ws, m.Ref(b"e"))[b"e"].entries if entry.name == b"file")
+        for mask, flag in ((os.R_OK, m.ENTRY_READABLE), (os.X_OK, m.ENTRY_EXECUTABLE)):
+            assert os.access(ws.path / "e/file", mask) == bool(entry.flags & flag)
+
+
+def test_whether_modes_bind_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert subtree._may_override() == (os.geteuid() == 0)
+    monkeypatch.setattr("builtins.open", lambda path: iter_of(["Name:\tx\n"]))
+    assert not subtree._may_override()
+
+
+class iter_of(list[str]):
+    def __enter__(self) -> iter_of:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
