@@ -14,7 +14,7 @@ LABEXTENSION := $(addprefix labextension/,package.json yarn.lock tsconfig.json) 
 	$(shell find labextension/src labextension/style labextension/schema -type f)
 
 # What a promise about data rests on: every line and branch of it is exercised.
-FULLY_COVERED := jupyter_wsfuse/protocol/*,jupyter_wsfuse/fuse/*,jupyter_wsfuse/engine/sandbox.py,jupyter_wsfuse/engine/operations.py,jupyter_wsfuse/engine/attributes.py,jupyter_wsfuse/engine/entries.py,jupyter_wsfuse/engine/files.py,jupyter_wsfuse/engine/patterns.py,jupyter_wsfuse/engine/permissions.py,jupyter_wsfuse/engine/places.py,jupyter_wsfuse/engine/enforcement.py,jupyter_wsfuse/engine/inotify.py,jupyter_wsfuse/engine/leases.py,jupyter_wsfuse/engine/notes.py,jupyter_wsfuse/engine/watcher.py,jupyter_wsfuse/engine/subtree.py
+FULLY_COVERED := jupyter_wsfuse/protocol/*,jupyter_wsfuse/fuse/*,jupyter_wsfuse/engine/sandbox.py,jupyter_wsfuse/engine/operations.py,jupyter_wsfuse/engine/attributes.py,jupyter_wsfuse/engine/entries.py,jupyter_wsfuse/engine/files.py,jupyter_wsfuse/engine/patterns.py,jupyter_wsfuse/engine/permissions.py,jupyter_wsfuse/engine/places.py,jupyter_wsfuse/engine/enforcement.py,jupyter_wsfuse/engine/inotify.py,jupyter_wsfuse/engine/leases.py,jupyter_wsfuse/engine/notes.py,jupyter_wsfuse/engine/ours.py,jupyter_wsfuse/engine/watcher.py,jupyter_wsfuse/engine/subtree.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo lab test check lint types imports fuzz bench clean
@@ -65,9 +65,12 @@ imports: $(STAMP)
 fuzz: $(STAMP) ## try anything for MINUTES (5): malformed input, escapes, races
 	$(BIN)/python scripts/fuzz.py $(MINUTES)
 
-bench: $(STAMP) ## measure against sshfs on this machine
+bench: $(STAMP) ## measure against sshfs on this machine, at several distances
 	scripts/system-packages.sh bench
-	$(BIN)/python -m benchmarks
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(BIN)/python -m benchmarks --docs
+	$(BIN)/python -m benchmarks.coherence
+	$(BIN)/python -m benchmarks.bigtree
 	$(BIN)/python -m benchmarks.security
 
 clean: ## remove everything that was built, installed or measured
