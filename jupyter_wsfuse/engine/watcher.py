@@ -139,11 +139,8 @@ class Watcher:
                 self._emptied = now
                 return
             self.events += len(events)
-            last = None
-            for event in events:
-                if event != last:
-                    self._happened(event)
-                last = event
+            for event in events:  # of alike ones in a row, the kernel has made one
+                self._happened(event)
 
     def _happened(self, event: inotify.Event, until: int = 0) -> None:
         """*until*: how long it has to wait for what is at work; 0 if it has just come."""

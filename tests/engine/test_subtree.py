@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from jupyter_wsfuse.engine import entries, subtree
+from jupyter_wsfuse.engine.permissions import Policy, RuleSet, parse_rule
 from jupyter_wsfuse.protocol import codec
 from jupyter_wsfuse.protocol import messages as m
 from tests.helpers.workspace import ROOT, Workspace, fails
@@ -165,3 +166,49 @@ class iter_of(list[str]):
         return self
 
     def __exit__(self, *error: object) -> None: ...
+
+
+class Grants:
+    """Leases on everything that is asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[m.Identity] = []
+
+    def directory(self, fd: int, attr: m.Attr) -> bool:
+        self.asked.append(attr.identity)
+        return True
+
+    def file(self, fd: int, attr: m.Attr) -> bool:
+        self.asked.append(attr.identity)
+        return True
+
+    def holds(self, identity: m.Identity) -> bool:
+        return False
+
+
+def test_leases_on_directories_and_on_files_of_several_names(ws: Workspace) -> None:
+    (ws.path / "e/one").touch()
+    (ws.path / "e/two").hardlink_to(ws.path / "e/one")
+    ws.context.leases = grants = Grants()
+    found = listed(ws, depth=9)
+    assert all(directory.lease for directory in found.values())
+    flags = {entry.name: entry.flags for entry in found[b"e"].entries}
+    assert flags[b"one"] == flags[b"two"] == m.ENTRY_LEASED | m.ENTRY_PLAIN
+    assert {ws.attr(path).identity for path in (b"", b"e", b"a/b/c", b"e/one")} <= set(grants.asked)
+
+
+def test_names_that_are_hidden_are_not_listed_nor_entered(ws: Workspace) -> None:
+    ws.context.policy = Policy(RuleSet([parse_rule("deny read /a/b", "x")]), None, hide=True)
+    found = listed(ws, depth=9)
+    assert set(found) == {b"", b"a", b"a/d", b"e"}
+    assert {entry.name for entry in found[b"a"].entries} == {b"d"}
+    assert found[b"a"].complete
+
+
+def test_what_may_not_be_listed_is_left_out(ws: Workspace) -> None:
+    ws.context.policy = Policy(RuleSet([parse_rule("deny read /a/b", "x")]), None)
+    found = listed(ws, depth=9)
+    assert b"a" in found
+    assert not {b"a/b", b"a/b/c"} & set(found)
+    with fails(errno.EACCES):
+        ws.run(m.ListTree(1, [m.Ref(b"a/b")], 10))

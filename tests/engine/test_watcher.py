@@ -270,7 +270,7 @@ def test_more_than_the_kernel_queues(ws: Watched) -> None:
 
 
 def test_what_vanished_before_it_was_looked_at(ws: Watched) -> None:
-    with (ws.path / "dir/file").open("r+b") as file:
+    with (ws.path / "dir/file").open("r+b", buffering=0) as file:
         file.write(b"x")
         (ws.path / "dir/file").unlink()
     assert ws.news() == [(b"dir", b"file")]
@@ -543,6 +543,10 @@ def test_what_others_do_with_the_same_file_is_told_afterwards(ws: Watched) -> No
     handle = ws.open(b"dir/file", os.O_RDWR)
     at_work = AtWork(ws, m.Write(1, handle, 0), b"x")
     assert ws.news() == []
+    for _ in range(3):
+        os.pwrite(ws.context.handles.get(handle).fd, b"y", 0)
+        assert ws.news() == []
+    assert len(ws.watcher._waiting) == 1
     at_work.finish()
     (ws.path / "dir/file").chmod(0o600)
     assert ws.news() == [(b"dir/file", None)]
