@@ -164,11 +164,8 @@ class Dispatcher:
                 session.log.acked(event.seqs)
                 for seq in event.seqs:
                     handle = session.unacknowledged.pop(seq, None)
-                    if (
-                        handle is not None
-                        and session.context is not None
-                        and handle in session.context.handles
-                    ):
+                    context = session.context
+                    if handle is not None and context is not None and handle in context.handles:
                         session.known.add(handle)
             elif type(event) is Cancelled:
                 self._cancel(session, event.seq)
@@ -320,10 +317,10 @@ class Dispatcher:
                 job.limit = waiting.waited
             if error is None:
                 self._answer_job(job, reply, data)
-            elif (
-                type(reply) is m.OpenReply
-            ):  # it is open, and has to be known to be: the data can be asked for
-                self._answer_job(job, reply)
+            elif type(reply) is m.OpenReply:
+                self._answer_job(
+                    job, reply
+                )  # it is open, and that has to be known; the data can be asked for
             else:
                 self._answer_job(job, self._failed(job.request, error))
 
