@@ -137,7 +137,7 @@ class AttributeOperations(Core):
 
     def _remember(self, node: Node, since: int, allowed: int, denied: int) -> None:
         record = self.cache.record(node.identity)
-        if record is not None and record.cover and self.cache.fresh(node.identity, since):
+        if record is not None and self.cache.fresh(node.identity, since):
             record.allowed |= allowed
             record.denied |= denied
 

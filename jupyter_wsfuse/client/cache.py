@@ -261,11 +261,12 @@ class Cache:
         record.readable = readable
         record.plain = plain
         record.allowed = allowed
-        if old is not None and cover and old.cover == cover and old.attr.ctime == attr.ctime:
-            record.readable |= old.readable
-            record.plain |= old.plain
+        if old is not None and old.attr.ctime == attr.ctime:  # neither owner nor mode is another
             record.allowed |= old.allowed
             record.denied = old.denied
+            if cover and old.cover == cover:
+                record.readable |= old.readable
+                record.plain |= old.plain
         self._records[identity] = record
         return LEASED if cover else self.attr_ttl
 

@@ -167,13 +167,16 @@ class Fetcher:
             plan = plan._replace(refs=[ref for ref in plan.refs if ref.identity not in under_way])
             if plan.refs and self.window.room() >= min(plan.limit * _ENTRY, self.window.limit // 2):
                 self._walks += 1
-                self._start(self._walk(plan))
+                self._start(self._walk(path, plan))
 
-    async def _walk(self, plan: Plan) -> None:
+    async def _walk(self, path: bytes, plan: Plan) -> None:
+        before = self.subtree.tally.issued
         try:
             await self._list(plan.refs, plan.limit, plan.depth, [])
         finally:
             self._walks -= 1
+        if self.subtree.tally.issued > before and self.subtree.unused < self.subtree.allowance:
+            self.walk(path)
 
     async def _list(self, refs: list[Ref], limit: int, depth: int, asked: list[Identity]) -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -293,6 +296,7 @@ class Fetcher:
         self.places.clear()
         self.siblings.forget()
         self.subtree.unused = 0
+        self.subtree.allowance = self.subtree.UNASKED
 
     async def stop(self) -> None:
         """Give up what is under way."""

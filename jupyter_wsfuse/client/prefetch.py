@@ -140,19 +140,27 @@ class Subtree:
     REFS: Final = 128
     DEPTH: Final = 32
     UNUSED: Final = 24_000
+    #: Entries that are listed ahead while nobody has entered a directory that was listed ahead.
+    UNASKED: Final = 2048
+    #: Names of directories that are looked at for one plan.
+    SCAN: Final = 4096
 
     def __init__(self, cache: Cache, places: Map, clock: Callable[[], float] = time.monotonic) -> None:
         self.tally = Tally(clock)
         self.unused = 0  # entries of directories that were listed ahead and not entered yet
+        #: How many of these there may be before more are listed unasked.
+        self.allowance = self.UNASKED
         self._cache = cache
         self._places = places
         self._level = 0
+        self._left = 0
 
     def entered(self, directory: Directory) -> None:
         """Somebody lists or looks up in *directory*."""
         if directory.prefetched:
             directory.prefetched = False
             self.unused -= directory.counted
+            self.allowance = min(self.UNUSED, self.allowance + 4 * directory.counted)
             self.tally.hit()
             self._level = min(self._level + 1, len(self.LIMITS) - 1)
 
@@ -179,11 +187,12 @@ class Subtree:
         if self.unused >= self.UNUSED or not self.tally.worth:
             return None
         refs: list[Ref] = []
-        below = path
+        self._left = self.SCAN
         here = self._places.at(path)
         if here is not None and self._places.above(path) is not None:
             self._collect(here[1], None, refs)
         # Upwards: what comes after the directory in the one above, and after that one in the next.
+        below = path
         while len(refs) < self.REFS:
             above = self._places.above(below)
             if above is None:
@@ -194,26 +203,30 @@ class Subtree:
             return None
         return Plan(refs[: self.REFS], self.LIMITS[self._level], self.DEPTH)
 
-    def _collect(self, directory: Directory, after: bytes | None, refs: list[Ref]) -> None:
-        """Directories in *directory* that are not known, those behind the name *after* first."""
+    def _collect(
+        self, directory: Directory, after: bytes | None, refs: list[Ref], depth: int = DEPTH
+    ) -> None:
+        """Directories below *directory* that are not known, those behind the name *after* first."""
         order = directory.order
-        if order is None:
+        if order is None or not depth:
             return
-        earlier: list[Ref] = []
-        wanted = earlier if after is not None else refs
-        for entry in order:
-            if entry.type != _DT_DIR:
-                continue
-            if entry.name == after:
-                wanted = refs
-                continue
-            identity = directory.names.get(entry.name)
-            if identity is not None and self._cache.known(identity) is None:
-                wanted.append(Ref(join(directory.path, entry.name), identity))
-                if len(refs) >= self.REFS:
-                    return
-        if wanted is not earlier:
-            refs += earlier
+        names = [entry.name for entry in order if entry.type == _DT_DIR and entry.name in directory.names]
+        if after is not None:
+            if after not in names:
+                return
+            place = names.index(after)
+            names = names[place + 1 :] + names[:place]
+        for name in names:
+            self._left -= 1
+            if self._left < 0 or len(refs) >= self.REFS:
+                return
+            identity = directory.names[name]
+            path = join(directory.path, name)
+            known = self._places.at(path)
+            if known is not None:
+                self._collect(known[1], None, refs, depth - 1)
+            elif self._cache.known(identity) is None:
+                refs.append(Ref(path, identity))
 
 
 class Candidate(NamedTuple):

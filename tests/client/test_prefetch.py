@@ -287,6 +287,43 @@ def test_one_request_names_a_bounded_number_of_directories(world: World) -> None
     assert refs(world.subtree.plan(b"a")) == [b"a/" + name for name in below[:100]] + below[:28]
 
 
+def test_a_directory_beside_that_is_known_leads_to_those_below_it(world: World) -> None:
+    world.put(b"", b"a/", b"b/", b"c/")
+    world.put(b"a")
+    world.put(b"b", b"x/", b"y/")
+    world.put(b"b/x", b"z/")
+    assert refs(world.subtree.plan(b"a")) == [b"b/x/z", b"b/y", b"c"]
+
+
+def test_a_plan_goes_down_a_bounded_number_of_levels(world: World) -> None:
+    world.put(b"", b"a/", b"d/")
+    world.put(b"a")
+    path = b"d"
+    for _ in range(2000):
+        world.put(path, b"d/")
+        path += b"/d"
+    assert world.subtree.plan(b"a") is None
+
+
+def test_a_plan_looks_at_a_bounded_number_of_names(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Subtree, "SCAN", 3)
+    world.put(b"", b"a/", b"b/", b"c/", b"d/", b"e/")
+    for name in (b"a", b"b", b"c"):
+        world.put(name)
+    assert refs(world.subtree.plan(b"a")) == [b"d"]
+
+
+def test_the_more_that_is_entered_the_more_is_listed_unasked(world: World) -> None:
+    assert world.subtree.allowance == Subtree.UNASKED
+    ahead = world.put(b"a", *numbered(100), prefetched=True)
+    world.subtree.listed(ahead)
+    world.subtree.entered(ahead)
+    assert world.subtree.allowance == Subtree.UNASKED + 400
+    world.subtree.listed(huge := world.put(b"b", *numbered(8000), prefetched=True))
+    world.subtree.entered(huge)
+    assert world.subtree.allowance == Subtree.UNUSED
+
+
 def test_those_before_are_counted_as_well(world: World) -> None:
     below = numbered(200, b"d")
     world.put(b"", *(name + b"/" for name in below), b"z/")
