@@ -1,16 +1,15 @@
 """A link of any length on one machine: a TCP relay that delays each direction by half a round trip.
 
 ``python -m benchmarks.distance LISTEN_PORT TARGET_PORT SECONDS [ENGINE_LISTEN_PORT]``. Order and throughput stay as
-they are. With the last argument the relay stands before a Jupyter server and changes the port in the tickets that
-pass: whoever connects directly to the file engine by such a ticket reaches that port, behind which this relay passes on
-to the engine, with the same delay.
+they are: it is a link that is long, not one that is narrow. With the last argument the relay stands before a Jupyter
+server and changes the port in the tickets that pass (:mod:`.tickets`): whoever connects directly to the file engine by
+such a ticket reaches that port, behind which this relay passes on to the engine, with the same delay.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import sys
 import time
 from collections import deque
@@ -18,11 +17,12 @@ from collections.abc import Callable
 
 import uvloop
 
+from .alarm import Alarm
+from .tickets import TicketRewriter
+
 #: Bytes that are read at a time, and that may be on their way in one direction: more than bandwidth times delay.
 CHUNK = 1 << 20
 ON_THE_WAY = 128 << 20
-
-Rewrite = Callable[[bytes], bytes]
 
 
 class Direction:
@@ -33,13 +33,13 @@ class Direction:
         source: asyncio.StreamReader,
         target: asyncio.StreamWriter,
         delay: float,
-        rewrite: Rewrite | None = None,
+        tickets: TicketRewriter | None = None,
     ) -> None:
         self._source = source
         self._target = target
         self._delay = delay
-        self._rewrite = rewrite
-        self._queue: deque[tuple[float, bytes]] = deque()
+        self._tickets = tickets
+        self._queue: deque[tuple[float, bytes]] = deque()  # when it arrives, what; b"" is the end
         self._bytes = 0
         self._filled = asyncio.Event()
         self._drained = asyncio.Event()
@@ -59,71 +59,59 @@ class Direction:
                 data = await self._source.read(CHUNK)
             except OSError:
                 data = b""
-            if data and self._rewrite is not None:
-                data = self._rewrite(data)
-            self._queue.append((time.monotonic() + self._delay, data))
-            self._bytes += len(data)
-            self._filled.set()
-            if not data:
+            ended = not data
+            if self._tickets is not None:
+                data = self._tickets.rest() if ended else self._tickets.feed(data)
+            if data:
+                self._put(data)
+            if ended:
+                self._put(b"")
                 return
             while self._bytes > ON_THE_WAY:
                 self._drained.clear()
                 await self._drained.wait()
 
+    def _put(self, data: bytes) -> None:
+        self._queue.append((time.monotonic() + self._delay, data))
+        self._bytes += len(data)
+        self._filled.set()
+
     async def _give(self) -> None:
-        while True:
-            while not self._queue:
-                self._filled.clear()
-                await self._filled.wait()
-            due, data = self._queue.popleft()
-            left = due - time.monotonic()
-            if left > 0:
-                await asyncio.sleep(left)  # this is the delay, not a wait for something
-            if not data:
-                with contextlib.suppress(OSError, RuntimeError):  # the latter: it is closed already
-                    self._target.write_eof()
-                return
-            self._bytes -= len(data)
-            self._drained.set()
-            try:
-                self._target.write(data)
-                await self._target.drain()
-            except OSError:
-                return
-
-
-_TICKET = re.compile(rb'("port": ?)([0-9]+)')
-
-
-def ticket_rewriter(port: int, found: Callable[[int], None]) -> Rewrite:
-    """Replaces the engine's port by *port* in the ticket that an HTTP response brings; *found* is told the engine's.
-
-    The response is small and comes in one piece. Its length stays the same: JSON does not mind spaces.
-    """
-
-    def rewrite(data: bytes) -> bytes:
-        if not data.startswith(b"HTTP/1.1 20") or b'"ticket"' not in data:
-            return data
-
-        def replace(match: re.Match[bytes]) -> bytes:
-            found(int(match[2]))
-            new = b"%d" % port
-            return match[1] + b" " * (len(match[2]) - len(new)) + new
-
-        return _TICKET.sub(replace, data, count=1)
-
-    return rewrite
+        alarm = Alarm()
+        try:
+            while True:
+                while not self._queue:
+                    self._filled.clear()
+                    await self._filled.wait()
+                due, data = self._queue.popleft()
+                await alarm.until(due)
+                if not data:
+                    with contextlib.suppress(OSError, RuntimeError):  # the latter: it is closed already
+                        self._target.write_eof()
+                    return
+                try:
+                    self._target.write(data)
+                    await self._target.drain()
+                except OSError:
+                    return
+                self._bytes -= len(data)
+                self._drained.set()
+        finally:
+            alarm.close()
 
 
 class Relay:
-    """Listens on a port of this machine and passes on to another."""
+    """Listens on a port of this machine and passes on to another. Both ends' sockets have TCP_NODELAY: asyncio sets
+    it. *tickets* makes what looks at the responses of one connection."""
 
-    def __init__(self, target: int, delay: float, rewrite: Rewrite | None = None) -> None:
+    def __init__(
+        self, target: int, delay: float, tickets: Callable[[], TicketRewriter] | None = None
+    ) -> None:
         self.target = target
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.Task[None]] = set()
         self._delay = delay
-        self._rewrite = rewrite
+        self._tickets = tickets
 
     async def listen(self, port: int = 0) -> int:
         """Start; returns the port."""
@@ -146,10 +134,11 @@ class Relay:
         except OSError:
             writer.close()
             return
+        tickets = self._tickets() if self._tickets else None
         try:
             await asyncio.gather(
                 Direction(reader, far_writer, self._delay).run(),
-                Direction(far_reader, writer, self._delay, self._rewrite).run(),
+                Direction(far_reader, writer, self._delay, tickets).run(),
             )
         finally:
             for end in (writer, far_writer):
@@ -160,16 +149,15 @@ class Relay:
 
 async def serve(listen: int, target: int, round_trip: float, engine: int = 0) -> None:
     """Relay for ever; says ``ready`` on standard output when it can."""
-    rewrite = None
+    direct = Relay(0, round_trip / 2)
+
+    def found(port: int) -> None:
+        direct.target = port
+
     if engine:
-        direct = Relay(0, round_trip / 2)
-
-        def found(port: int) -> None:
-            direct.target = port
-
-        rewrite = ticket_rewriter(engine, found)
         await direct.listen(engine)
-    await Relay(target, round_trip / 2, rewrite).listen(listen)
+    relay = Relay(target, round_trip / 2, (lambda: TicketRewriter(engine, found)) if engine else None)
+    await relay.listen(listen)
     print("ready", flush=True)
     await asyncio.Event().wait()
 
