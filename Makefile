@@ -68,9 +68,9 @@ fuzz: $(STAMP) ## try anything for MINUTES (5): malformed input, escapes, races
 bench: $(STAMP) ## measure against sshfs on this machine, at several distances
 	scripts/system-packages.sh bench
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
-	$(BIN)/python -m benchmarks --docs
-	$(BIN)/python -m benchmarks.coherence
-	$(BIN)/python -m benchmarks.bigtree
+	$(BIN)/python -m benchmarks --rtt 0,5,20,80 --patience 60 --minutes 18 --output build/benchmarks.json --docs
+	$(BIN)/python -m benchmarks.coherence --docs
+	$(BIN)/python -m benchmarks.bigtree --docs
 	$(BIN)/python -m benchmarks.security
 
 clean: ## remove everything that was built, installed or measured

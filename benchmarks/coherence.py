@@ -1,100 +1,110 @@
 """How soon a mount sees what somebody else has changed: ``python -m benchmarks.coherence``.
 
-Two mounts of one workspace, and a process on the server behind them. Each change is made by one of the others to what
-a mount has looked at before, and so answers from memory; the mount is then asked in a tight loop until it
-answers otherwise.
+Two mounts of one workspace, and a process on the server behind them. Each change is made by one of the others, in a
+process of its own, to what a mount has looked at before, and so answers from memory; meanwhile that mount is asked in a
+tight loop until it answers otherwise. The time counts from the beginning of the system call that makes the change.
 """
 
 from __future__ import annotations
 
-import os
+import json
 import statistics
-import tempfile
+import subprocess
+import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import click
 from rich.console import Console
 from rich.table import Table
 
+from . import report
+from .changes import CHANGES, Change, prepare
+from .mounts import workplace
 from .peers import everything
+from .processes import running, start
 
-PATIENCE = 10.0  # seconds for any change to be seen
-
-
-def _until(seen: Callable[[], bool]) -> float:
-    begun = time.perf_counter()
-    while not seen():
-        if time.perf_counter() - begun > PATIENCE:
-            raise RuntimeError("a change was not seen")
-    return time.perf_counter() - begun
+PATIENCE: Final = 10.0  # seconds for any change to be seen
+HEADINGS: Final = ("round trip", "a file was", "by", "trips", "min", "median", "p95", "p99", "max")
+SERVER, MOUNT = "a process on the server", "another mount"
+#: How often something has to cross the distance, one way: from the server to who looks; before that, to the server.
+TRIPS: Final = {SERVER: 1, MOUNT: 2}
 
 
-def _made(writer: Path, reader: Path, number: int) -> float:
-    name = f"made{number}"
-    if (reader / name).exists():
-        raise RuntimeError("it exists")
-    (writer / name).touch()
-    return _until((reader / name).exists)
+def until_seen(change: Change, reader: Path, number: int, writer: subprocess.Popen[str]) -> float:
+    """Seconds from a change that *writer* makes until it is seen through *reader*."""
+    assert writer.stdin is not None
+    assert writer.stdout is not None
+    before = change.looks(reader, number)
+    if change.looks(reader, number) != before:
+        raise RuntimeError(f"a file was {change.name} by nobody")
+    print(change.name, number, file=writer.stdin, flush=True)
+    deadline = time.monotonic() + PATIENCE
+    while change.looks(reader, number) == before:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"nobody saw that a file was {change.name}")
+    seen = time.monotonic()
+    return seen - float(writer.stdout.readline())
 
 
-def _removed(writer: Path, reader: Path, number: int) -> float:
-    name = f"made{number}"
-    (reader / name).stat()
-    (writer / name).unlink()
-    return _until(lambda: not (reader / name).exists())
+def spread(seconds: list[float]) -> tuple[float, ...]:
+    """Milliseconds: the least, the median, 95 and 99 of 100, the most."""
+    times = sorted(1000 * each for each in seconds)
+    last = len(times) - 1
+    return times[0], statistics.median(times), times[round(0.95 * last)], times[round(0.99 * last)], times[-1]
 
 
-def _appended(writer: Path, reader: Path, number: int) -> float:
-    size = (reader / "log").stat().st_size
-    with (writer / "log").open("ab", buffering=0) as file:
-        file.write(b"a line\n")
-    return _until(lambda: (reader / "log").stat().st_size > size)
-
-
-def _replaced(writer: Path, reader: Path, number: int) -> float:
-    (reader / "state").read_bytes()
-    (writer / "fresh").write_text(f"{number}")
-    os.replace(writer / "fresh", writer / "state")
-    return _until(lambda: (reader / "state").read_text() == f"{number}")
-
-
-CHANGES = {"made": _made, "appended to": _appended, "replaced": _replaced, "removed": _removed}
+def measure(round_trip: float, count: int, transport: str) -> list[tuple[str, str, tuple[float, ...]]]:
+    """(change, who made it, its spread) of *count* changes of each kind."""
+    found = []
+    with workplace() as work:
+        source = work / "source"
+        source.mkdir()
+        prepare(source)
+        only = ("wsfuse direct", "wsfuse relay")
+        with (
+            everything(source, work, cached=True, round_trip=round_trip, only=only) as peers,
+            peers[f"wsfuse {transport}"]() as reader,
+            peers["wsfuse relay" if transport == "direct" else "wsfuse direct"]() as other,
+        ):
+            for who, directory in ((SERVER, source), (MOUNT, other)):
+                command = [sys.executable, "-m", "benchmarks.changes", directory]
+                pipe = subprocess.PIPE
+                with running(start(command, stdin=pipe, stdout=pipe)) as writer:
+                    for change in CHANGES:
+                        first = 0 if who == SERVER else count
+                        numbers = range(first, first + count)
+                        seconds = [until_seen(change, reader, number, writer) for number in numbers]
+                        found.append((change.name, who, spread(seconds)))
+    return found
 
 
 @click.command()
 @click.option("--rtt", default="0,20", show_default=True, help="Round trips in milliseconds, with commas.")
 @click.option("--count", default=200, show_default=True, help="Changes of each kind.")
-def main(rtt: str, count: int) -> None:
+@click.option("--transport", type=click.Choice(["relay", "direct"]), default="relay", show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), help="Keep all figures in this JSON file.")
+@click.option("--docs", is_flag=True, help="Put the table into docs/.")
+def main(rtt: str, count: int, transport: str, output: Path | None, docs: bool) -> None:
     """Print the distribution of the time until a change is seen."""
-    table = Table(title="milliseconds until a file that was ... is seen so by a mount over the relay")
-    for heading in ("round trip", "a file was", "by", "min", "median", "p95", "p99", "max"):
-        table.add_column(heading, justify="right")
+    rows: list[tuple[str, ...]] = []
+    kept = []
     for part in rtt.split(","):
-        with tempfile.TemporaryDirectory(prefix="wsfuse-bench-") as name:
-            work, source = Path(name), Path(name) / "source"
-            source.mkdir()
-            (source / "log").touch()
-            (source / "state").touch()
-            with (
-                everything(source, work, cached=True, round_trip=float(part) / 1000) as peers,
-                peers["wsfuse relay"]() as reader,
-                peers["wsfuse direct"]() as other,
-            ):
-                for who, writer in (("the server", source), ("another mount", other)):
-                    os.listdir(reader)
-                    for what, change in CHANGES.items():
-                        base = 0 if who == "the server" else count
-                        times = sorted(
-                            change(writer, reader, base + number) * 1000 for number in range(count)
-                        )
-                        shown = (
-                            times[0], statistics.median(times), times[int(0.95 * count)], times[int(0.99 * count)],
-                            times[-1],
-                        )  # fmt: skip
-                        table.add_row(f"{part} ms", what, who, *(f"{value:.2f}" for value in shown))
-    Console(width=120).print(table)
+        for change, who, times in measure(float(part) / 1000, count, transport):
+            trips = f"{TRIPS[who]} x {float(part) / 2:g} ms"
+            rows.append((f"{part} ms", change, who, trips, *(f"{value:.2f}" for value in times)))
+            kept.append({"rtt": float(part), "change": change, "by": who, "milliseconds": times})
+    table = Table(title=f"milliseconds until a change is seen by a mount over {transport}")
+    for heading in HEADINGS:
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=130).print(table)
+    if output:
+        output.write_text(json.dumps(kept, indent=1) + "\n")
+    if docs:
+        report.insert("coherence", report.markdown_table(HEADINGS, rows))
 
 
 if __name__ == "__main__":

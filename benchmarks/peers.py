@@ -1,4 +1,4 @@
-"""The ways to reach a directory that are compared: itself, sshfs, and wsfuse over both transports.
+"""The ways to reach a directory that are compared: itself, sshfs, rclone where it is, and wsfuse over both transports.
 
 Every peer serves the same source directory on the same host; distance is put in between by :mod:`.distance`.
 ``cached=False`` turns off every cache that the peer lets one turn off, so that each system call is a round trip.
@@ -10,52 +10,28 @@ import contextlib
 import getpass
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Final
 
-START_DEADLINE = 30.0  # seconds for a server or a mount to be there
+from .mounts import mounted, take_down
+from .processes import START_DEADLINE, answers, free_port, running, start, wait_until
+
+#: What a table has as columns, in that order.
+PEERS: Final = ("local", "sshfs", "rclone", "wsfuse direct", "wsfuse relay")
+
+_FUSERMOUNT: Final = ("fusermount3", "-u", "-z")
+
+#: Mounts a peer anew for the time of a block.
+Mount = Callable[[], AbstractContextManager[Path]]
 
 
 class PeerUnavailableError(RuntimeError):
     """A peer cannot be measured on this machine; the message names what is missing."""
-
-
-def wait_until(
-    condition: Callable[[], bool], what: str, process: subprocess.Popen[str] | None = None
-) -> None:
-    """Block until *condition* holds, at most START_DEADLINE seconds; RuntimeError names *what* failed."""
-    deadline = time.monotonic() + START_DEADLINE
-    while not condition():
-        if process is not None and process.poll() is not None:
-            raise RuntimeError(f"{what}: the process ended with {process.returncode}")
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"{what}: not ready after {START_DEADLINE:.0f} s")
-        time.sleep(0.02)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
-def answers(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-        return True
-    return False
-
-
-def stop(process: subprocess.Popen[str]) -> None:
-    process.terminate()
-    try:
-        process.wait(20)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 @contextlib.contextmanager
@@ -81,12 +57,9 @@ def sshd(workdir: Path) -> Iterator[tuple[int, Path]]:
     )
     if os.geteuid() == 0:
         os.makedirs("/run/sshd", mode=0o755, exist_ok=True)
-    process = subprocess.Popen([server, "-D", "-f", config], text=True, stderr=subprocess.DEVNULL)
-    try:
+    with running(start([server, "-D", "-f", config], stderr=subprocess.DEVNULL)) as process:
         wait_until(lambda: answers(port), "sshd", process)
         yield port, identity
-    finally:
-        stop(process)
 
 
 @contextlib.contextmanager
@@ -102,13 +75,31 @@ def sshfs(source: Path, mountpoint: Path, port: int, identity: Path, *, cached: 
     ]
     if not cached:
         options += ["dir_cache=no", "direct_io", "attr_timeout=0", "entry_timeout=0", "negative_timeout=0"]
-    mountpoint.mkdir(exist_ok=True)
     target = f"{getpass.getuser()}@127.0.0.1:{source}"
-    subprocess.run(["sshfs", target, mountpoint, "-o", ",".join(options)], check=True)
+    mountpoint.mkdir(exist_ok=True)
     try:
+        # It goes into the background when it is connected: in the foreground, the first row would wait for that.
+        command = ["sshfs", target, str(mountpoint), "-o", ",".join(options)]
+        subprocess.run(command, check=True, timeout=START_DEADLINE)
         yield mountpoint
     finally:
-        subprocess.run(["fusermount3", "-u", "-z", mountpoint], check=True)
+        take_down(mountpoint, _FUSERMOUNT)
+
+
+@contextlib.contextmanager
+def rclone(source: Path, mountpoint: Path, port: int, identity: Path, *, cached: bool) -> Iterator[Path]:
+    """*source* mounted by rclone over SFTP from the server at *port*, with what its manual advises for writing."""
+    remote = f":sftp,host=127.0.0.1,port={port},user={getpass.getuser()},key_file={identity}:{source}"
+    cache = ["--vfs-cache-mode", "writes"] if cached else ["--attr-timeout", "0s", "--dir-cache-time", "0s"]
+    with tempfile.TemporaryDirectory(prefix="rclone-", dir=mountpoint.parent) as kept:
+        command = ["rclone", "mount", remote, str(mountpoint), "--config", "/dev/null", "--cache-dir", kept]
+        mountpoint.mkdir(exist_ok=True)
+        with running(start([*command, *cache], stdout=subprocess.DEVNULL)) as process:
+            try:
+                wait_until(lambda: str(mountpoint) in mounted(), "rclone", process)
+                yield mountpoint
+            finally:
+                take_down(mountpoint, _FUSERMOUNT)
 
 
 def _wsfuse(*arguments: object) -> list[str]:
@@ -123,18 +114,11 @@ def wsfuse_server(source: Path, workdir: Path, config: str = "") -> Iterator[tup
     (workdir / "jupyter_server_config.py").write_text(config)
     environ = {**os.environ, "JUPYTER_CONFIG_DIR": str(workdir), "JUPYTER_DATA_DIR": str(workdir / "data")}
     with (workdir / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            _wsfuse("serve", source, "--port", port, "--token-file", token),
-            text=True,
-            stdout=log,
-            stderr=log,
-            env=environ,
-        )
-    try:
+        command = _wsfuse("serve", source, "--port", port, "--token-file", token)
+        process = start(command, stdout=log, stderr=log, env=environ)
+    with running(process):
         wait_until(lambda: token.exists() and answers(port), "wsfuse serve", process)
         yield f"http://127.0.0.1:{port}/", token
-    finally:
-        stop(process)
 
 
 @contextlib.contextmanager
@@ -142,11 +126,14 @@ def wsfuse(url: str, token: Path, mountpoint: Path, *, transport: str, cached: b
     """The workspace at *url* mounted by ``wsfuse mount``."""
     options = ["--token-file", token, "--transport", transport, "--cache", "on" if cached else "off"]
     mountpoint.mkdir(exist_ok=True)
-    subprocess.run(_wsfuse("mount", url, mountpoint, *options), check=True, stdout=subprocess.DEVNULL)
     try:
+        subprocess.run(_wsfuse("mount", url, mountpoint, *options), check=True, stdout=subprocess.DEVNULL)
         yield mountpoint
-    finally:
-        subprocess.run(_wsfuse("umount", mountpoint), check=True, stdout=subprocess.DEVNULL)
+    except BaseException:
+        # Without waiting for what cannot be written any more.
+        take_down(mountpoint, _wsfuse("umount", "--force"))
+        raise
+    take_down(mountpoint, _wsfuse("umount"))
 
 
 @contextlib.contextmanager
@@ -154,46 +141,46 @@ def distance(target: int, round_trip: float, *, tickets: bool = False) -> Iterat
     """A relay of :mod:`.distance` before the port *target*: the port that it listens on."""
     port = free_port()
     more = [free_port()] if tickets else []
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.distance", *map(str, (port, target, round_trip, *more))],
-        text=True,
-        stdout=subprocess.PIPE,
-        cwd=Path(__file__).parents[1],
-    )
-    try:
+    command = [sys.executable, "-m", "benchmarks.distance", port, target, round_trip, *more]
+    with running(start(command, stdout=subprocess.PIPE)) as process:
         wait_until(lambda: answers(port), "the relay", process)
         yield port
-    finally:
-        stop(process)
-        if process.stdout is not None:
-            process.stdout.close()
 
 
-Mount = Callable[[], contextlib.AbstractContextManager[Path]]
+def available(wanted: Collection[str]) -> tuple[list[str], str]:
+    """Those of *wanted* that are there, and a word on what is not. sshfs must be: :func:`everything` raises."""
+    if "rclone" in wanted and not shutil.which("rclone"):
+        return [peer for peer in PEERS if peer in wanted and peer != "rclone"], (
+            "rclone is not installed, and left out"
+        )
+    return [peer for peer in PEERS if peer in wanted], ""
 
 
 @contextlib.contextmanager
 def everything(
-    source: Path, workdir: Path, *, cached: bool, round_trip: float = 0.0
+    source: Path, workdir: Path, *, cached: bool, round_trip: float = 0.0, only: Collection[str] = PEERS
 ) -> Iterator[dict[str, Mount]]:
-    """All peers on *source*, *round_trip* seconds away: name -> what mounts it anew for the time of a block.
+    """The peers *only* on *source*, *round_trip* seconds away: name -> what mounts it anew for the time of a block.
 
     Raises PeerUnavailableError if one is missing.
     """
+    peers: dict[str, Mount] = {"local": lambda: contextlib.nullcontext(source)}
     with contextlib.ExitStack() as stack:
-        url, token = stack.enter_context(wsfuse_server(source, workdir / "server"))
-        port, identity = stack.enter_context(sshd(workdir / "sshd"))
-        if round_trip:
-            port = stack.enter_context(distance(port, round_trip))
-            server = int(url.rstrip("/").rpartition(":")[2])
-            url = f"http://127.0.0.1:{stack.enter_context(distance(server, round_trip, tickets=True))}/"
+        if {"sshfs", "rclone"} & set(only):
+            port, identity = stack.enter_context(sshd(workdir / "sshd"))
+            if round_trip:
+                port = stack.enter_context(distance(port, round_trip))
+            peers["sshfs"] = lambda: sshfs(source, workdir / "sshfs", port, identity, cached=cached)
+            peers["rclone"] = lambda: rclone(source, workdir / "rclone", port, identity, cached=cached)
+        if {"wsfuse direct", "wsfuse relay"} & set(only):
+            url, token = stack.enter_context(wsfuse_server(source, workdir / "server"))
+            if round_trip:
+                server = int(url.rstrip("/").rpartition(":")[2])
+                near = stack.enter_context(distance(server, round_trip, tickets=True))
+                url = f"http://127.0.0.1:{near}/"
 
-        def ours(transport: str) -> Mount:
-            return lambda: wsfuse(url, token, workdir / transport, transport=transport, cached=cached)
+            def ours(transport: str) -> Mount:
+                return lambda: wsfuse(url, token, workdir / transport, transport=transport, cached=cached)
 
-        yield {
-            "local": lambda: contextlib.nullcontext(source),
-            "sshfs": lambda: sshfs(source, workdir / "sshfs", port, identity, cached=cached),
-            "wsfuse direct": ours("direct"),
-            "wsfuse relay": ours("relay"),
-        }
+            peers |= {"wsfuse direct": ours("direct"), "wsfuse relay": ours("relay")}
+        yield {peer: mount for peer, mount in peers.items() if peer in only}

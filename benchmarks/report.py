@@ -1,153 +1,96 @@
-"""Figures as tables and as a chart."""
+"""Figures as tables, on the terminal and in the documents."""
 
 from __future__ import annotations
 
-import html
-import math
 import os
 import platform
-import statistics
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
 from rich.table import Table
 
-from .workloads import WORKLOADS, Workload
+from .chart import chart
+from .figures import LOCAL, SSHFS, Figures, Result, ratio, verdict
 
-#: Seconds of each round: row -> peer -> values.
-Figures = dict[str, dict[str, list[float]]]
-Medians = dict[str, float]
-
-_DOCS: Final = Path(__file__).parents[1] / "docs"
-_BEGIN: Final = "<!-- figures: begin -->"
-_END: Final = "<!-- figures: end -->"
-OURS: Final = ("wsfuse direct", "wsfuse relay")
-#: At no distance, nothing may take longer than this part of what sshfs takes.
-NEAR: Final = 0.7
+DOCS: Final = Path(__file__).parents[1] / "docs"
 
 
-def medians(values: dict[str, list[float]]) -> Medians:
-    """The median of each peer."""
-    return {peer: statistics.median(seconds) for peer, seconds in values.items()}
+def _seconds(result: Result) -> str:
+    if result.failed:
+        return "failed"
+    return f"{'>' if result.cut else ''}{result.median:.3g} s"
 
 
-def limit_of(row: str, milliseconds: str) -> tuple[str, float, Workload] | None:
-    """The peer that a row is compared with, and the greatest ratio that is accepted; None if nothing is asked."""
-    for workload in WORKLOADS:
-        if row in workload.local and milliseconds in ("0", "20"):
-            return "local", workload.local[row][milliseconds == "0"], workload
-        if row in workload.far:
-            if milliseconds == "20":
-                return "sshfs", workload.far[row], workload
-            if milliseconds == "0":
-                return "sshfs", NEAR, workload
-    return ("sshfs", NEAR, WORKLOADS[0]) if milliseconds == "0" else None
+def _cell(peer: str, results: dict[str, Result], *, both: bool) -> str:
+    """Seconds, and in brackets how they compare with sshfs, and with the local directory if *both* are wanted."""
+    if peer not in results:
+        return ""
+    text = _seconds(results[peer])
+    if peer in (LOCAL, SSHFS):
+        return text
+    ratios = [ratio(results[peer], results.get(base)) for base in ((SSHFS, LOCAL) if both else (SSHFS,))]
+    said = " | ".join("?" if one is None else str(one) for one in ratios)
+    return text if set(ratios) == {None} else f"{text} ({said})"
 
 
-def verdict(row: str, found: Medians, milliseconds: str) -> tuple[str, str, bool]:
-    """What is asked, whether it is kept (by the quicker of our two ways), and whether that matters."""
-    asked = limit_of(row, milliseconds)
-    ours = [found[peer] for peer in OURS if peer in found]
-    if asked is None or asked[0] not in found or not ours:
-        return "", "", True
-    peer, limit, workload = asked
-    ratio = min(ours) / found[peer]
-    kept = ratio <= limit
-    words = "yes" if kept else "not yet" if workload.later else "no"
-    return f"{limit:g} x {peer}", f"{words} ({ratio:.2g})", kept or workload.later
+def _peers(figures: Figures) -> list[str]:
+    return list(dict.fromkeys(peer for results in figures.values() for peer in results))
 
 
-def _cell(peer: str, seconds: float, found: Medians) -> str:
-    text = f"{seconds:.3g} s"
-    if peer not in ("local", "sshfs") and "sshfs" in found:
-        text += f" ({seconds / found['sshfs']:.2g})"
-    return text
-
-
-def table(figures: Figures, milliseconds: str) -> tuple[Table, bool]:
-    """A table of medians with their ratio to sshfs, and whether everything that is promised is kept."""
-    peers = list(dict.fromkeys(peer for values in figures.values() for peer in values))
-    title = f"{milliseconds} ms round trip; medians, in brackets the time against sshfs"
-    shown = Table(title=f"{title} ({platform.machine()}, {os.cpu_count()} cores)")
+def table(figures: Figures, at: str) -> tuple[Table, bool]:
+    """A table of medians with their ratios, and whether everything that is promised is kept."""
+    peers = _peers(figures)
+    shown = Table(
+        title=f"round trip of {at} ms: medians; in brackets the time against sshfs | against the local directory "
+        f"({platform.machine()}, {os.cpu_count()} cores)"
+    )
     for heading in ("workload", *peers, "asked", "kept"):
-        shown.add_column(heading, justify="left" if heading == "workload" else "right")
+        shown.add_column(heading, justify="right" if heading in peers else "left")
     fine = True
-    for row, values in figures.items():
-        found = medians(values)
-        asked, kept, good = verdict(row, found, milliseconds)
-        fine &= good
-        cells = [_cell(peer, found[peer], found) if peer in found else "" for peer in peers]
-        shown.add_row(row, *cells, asked, kept)
+    for row, results in figures.items():
+        judged = verdict(row, results, at)
+        fine &= judged.kept
+        cells = [_cell(peer, results, both=True) for peer in peers]
+        shown.add_row(row, *cells, judged.asked, judged.answer)
     return shown, fine
+
+
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: int = 1) -> str:
+    """A table for the documents; columns from *numbers* on are set right."""
+    lines = [headings, ["---" if place < numbers else "---:" for place in range(len(headings))], *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
 
 
 def markdown(found: dict[str, Figures]) -> str:
     """The tables for the documents."""
     parts = []
-    for milliseconds, figures in found.items():
-        peers = list(dict.fromkeys(peer for values in figures.values() for peer in values))
-        parts.append(f"**Round trip of {milliseconds} ms**\n")
-        parts.append("| workload | " + " | ".join(peers) + " |")
-        parts.append("|---|" + "---|" * len(peers))
-        for row, values in figures.items():
-            middle = medians(values)
-            cells = [_cell(peer, middle[peer], middle) if peer in middle else "" for peer in peers]
-            parts.append(f"| {row} | " + " | ".join(cells) + " |")
-        parts.append("")
+    for at, figures in found.items():
+        if figures:
+            peers = _peers(figures)
+            rows = [
+                [row, *(_cell(peer, results, both=False) for peer in peers)]
+                for row, results in figures.items()
+            ]
+            parts.append(f"**Round trip of {at} ms**\n\n{markdown_table(('workload', *peers), rows)}")
     return "\n".join(parts)
 
 
-def chart(figures: Figures, milliseconds: str) -> str:
-    """An SVG of the medians: a bar for each peer, on a scale on which each step is ten times the one before."""
-    rows = {row: medians(values) for row, values in figures.items()}
-    peers = [peer for peer in ("sshfs", *OURS, "local") if any(peer in found for found in rows.values())]
-    every = [seconds for found in rows.values() for seconds in found.values()]
-    low, high = math.floor(math.log10(min(every))), math.ceil(math.log10(max(every)))
-    left, width, bar, gap = 250, 520, 7, 10
-    height = len(rows) * (bar * len(peers) + gap) + 70
-    colours = {"sshfs": "#9e9e9e", OURS[0]: "#f37726", OURS[1]: "#f9b27c", "local": "#4e9a9a"}
-
-    def x(seconds: float) -> float:
-        return left + (math.log10(seconds) - low) / (high - low) * width
-
-    out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 60} {height}" font-family="sans-serif" '
-        f'font-size="11" fill="currentColor" color="#888" role="img">',
-        f"<title>Seconds at a round trip of {html.escape(milliseconds)} ms, on a logarithmic scale</title>",
-    ]
-    for place, peer in enumerate(peers):
-        out.append(f'<rect x="{left + 130 * place}" y="8" width="10" height="10" fill="{colours[peer]}"/>')
-        out.append(f'<text x="{left + 130 * place + 15}" y="17">{html.escape(peer)}</text>')
-    for power in range(low, high + 1):
-        at = x(10.0**power)
-        out.append(
-            f'<line x1="{at:.1f}" x2="{at:.1f}" y1="28" y2="{height - 25}" stroke="currentColor" stroke-opacity="0.3"/>'
-        )
-        out.append(f'<text x="{at:.1f}" y="{height - 10}" text-anchor="middle">{10.0**power:g} s</text>')
-    y = 34
-    for row, found in rows.items():
-        middle = y + bar * len(peers) / 2 + 4
-        out.append(f'<text x="{left - 8}" y="{middle:.1f}" text-anchor="end">{html.escape(row)}</text>')
-        for peer in peers:
-            if peer in found:
-                length = max(x(found[peer]) - left, 1)
-                out.append(
-                    f'<rect x="{left}" y="{y}" width="{length:.1f}" height="{bar - 1}" fill="{colours[peer]}"/>'
-                )
-            y += bar
-        y += gap
-    out.append("</svg>\n")
-    return "\n".join(out)
+def insert(mark: str, text: str, docs: Path = DOCS) -> None:
+    """Replace what is between the marks called *mark* in the document about performance."""
+    page = docs / "performance.md"
+    begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
+    before, found, rest = page.read_text().partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"{page} has no {begin} ... {end}")
+    page.write_text(f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}")
 
 
-def into_docs(found: dict[str, Figures]) -> None:
-    """Replace the figures in the document about performance, and the chart of the distance that matters most."""
-    page = _DOCS / "performance.md"
-    text = page.read_text()
-    before, _, rest = text.partition(_BEGIN)
-    _, _, after = rest.partition(_END)
-    page.write_text(f"{before}{_BEGIN}\n\n{markdown(found)}\n{_END}{after}")
-    milliseconds = "20" if "20" in found else next(iter(found))
-    picture = _DOCS / "images" / "benchmarks.svg"
+def into_docs(found: dict[str, Figures], how: str, docs: Path = DOCS) -> None:
+    """Put tables, *how* they were measured, and the chart of the distance that matters most into the documents."""
+    insert("figures", f"{how}\n\n{markdown(found)}", docs)
+    at = "20" if found.get("20") else next(iter(found))
+    picture = docs / "images" / "benchmarks.svg"
     picture.parent.mkdir(exist_ok=True)
-    picture.write_text(chart(found[milliseconds], milliseconds))
+    picture.write_text(chart(found[at], at))

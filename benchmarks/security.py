@@ -10,7 +10,6 @@ import contextlib
 import os
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from .mounts import workplace
 from .peers import wsfuse, wsfuse_server
 
 CALLS: Final = 300
@@ -106,7 +106,7 @@ def main(rounds: int, strict: bool) -> None:
     """Compare operations a second with and without rules, limits and audit."""
     figures: dict[tuple[str, str], list[float]] = {}
     with contextlib.ExitStack() as stack:
-        top = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wsfuse-bench-")))
+        top = stack.enter_context(workplace())
         mounts = {}
         for number, (variant, config) in enumerate(VARIANTS.items()):
             source = top / f"source{number}"
