@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from .mounts import mounted, take_down
-from .processes import START_DEADLINE, answers, free_port, running, start, wait_until
+from .processes import START_DEADLINE, answers, end_all, free_port, running, start, wait_until
 
 #: What a table has as columns, in that order.
 PEERS: Final = ("local", "sshfs", "rclone", "wsfuse direct", "wsfuse relay")
@@ -84,6 +84,7 @@ def sshfs(source: Path, mountpoint: Path, port: int, identity: Path, *, cached: 
         yield mountpoint
     finally:
         take_down(mountpoint, _FUSERMOUNT)
+        end_all("sshfs", mountpoint)  # one that is stuck does not see that its mount is gone
 
 
 @contextlib.contextmanager

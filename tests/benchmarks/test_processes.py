@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from benchmarks import processes
-from benchmarks.processes import answers, free_port, running, start, wait_until
+from benchmarks.processes import answers, end_all, free_port, running, start, wait_until
 
 STUBBORN = (
     "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); signal.pause()"
@@ -39,6 +41,18 @@ def test_a_program_ends_when_its_parent_is_killed() -> None:
         assert parent.stdout.readline() == b"\n"  # of the child, which has the same output
         parent.kill()
         assert parent.stdout.read() == b""  # nobody is left who could write
+
+
+def test_a_program_is_found_by_its_argument(tmp_path: Path) -> None:
+    code = "import signal; print('ready', flush=True); signal.pause()"
+    for argument, expected in (("another", signal.SIGTERM), (str(tmp_path), signal.SIGKILL)):
+        with subprocess.Popen([sys.executable, "-c", code, argument], stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            end_all(sys.executable, tmp_path)
+            end_all("python", argument)
+            process.terminate()  # for who was not meant
+            assert process.wait() == -expected
 
 
 def test_waiting_names_what_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
