@@ -116,6 +116,10 @@ class Requester(Protocol):
     @property
     def welcome(self) -> Welcome | None: ...
 
+    @property
+    def rtt(self) -> float | None:
+        """Seconds of a round trip, as measured last."""
+
     async def call(
         self, request: Request, payload: bytes = b"", *, key: int = 0, recovery: bool = False
     ) -> tuple[Reply, bytes]: ...

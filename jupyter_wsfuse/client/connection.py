@@ -133,6 +133,11 @@ class Connection:
     # --- for the mount ----------------------------------------------------------------------------------
 
     @property
+    def rtt(self) -> float | None:
+        """See :class:`~.api.Requester`."""
+        return self._rtt
+
+    @property
     def welcome(self) -> Welcome | None:
         """The engine's last Welcome; None before the first."""
         return self._welcome
@@ -372,6 +377,7 @@ class Connection:
         self._set("connected")
         self._waiting.rescued()
         session.recovered()
+        self._heartbeat.measure()  # a greeting takes the engine longer than an answer
         self._flush()
 
     async def _connect(self, ticket: Ticket) -> WebSocket:

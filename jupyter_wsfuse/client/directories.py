@@ -147,7 +147,7 @@ class DirectoryOperations(Core):
         if path is not None:
             if self.cache.leases.offered:  # the first of those below it come at the same time
                 fetcher.list_soon(Ref(path, identity), identity)
-            fetcher.walk(path)
+            fetcher.arrived(path)
         since = self.cache.version
         request = ListTree(0, [self.ref(directory)], LARGEST, 0)
         reply = await self.ask(TreeReply, request, caller.key, refs=directory)
@@ -157,7 +157,7 @@ class DirectoryOperations(Core):
                 fetcher.refused(identity)
                 return None
         if path is not None:
-            fetcher.walk(path)
+            fetcher.arrived(path)
         known = self.cache.directory(identity)
         if known is None or known.order is None:
             # It changed meanwhile: what came is as good a listing as any, but not to be remembered.

@@ -7,6 +7,7 @@ server does other things first. It fails silently: whoever needs it in the end a
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
 from collections.abc import Callable, Coroutine, Iterable
@@ -36,11 +37,11 @@ from .window import Window
 LIMITS: Final = (512, 4096, 8192)
 #: Entries of a directory beyond which it is listed page by page.
 LARGEST: Final = 8192
-#: Levels below a directory that come with it, as far as there is room.
+#: Levels below a directory that come with it, as far as there is room, where a further request would be waited for.
 _NEAR: Final = 2
 #: access(2)'s bits, by ENTRY_READABLE and ENTRY_EXECUTABLE.
 _ALLOWED: Final = (0, os.R_OK, os.X_OK, os.R_OK | os.X_OK)
-#: Requests for subtrees under way.
+#: Requests for subtrees under way; from near by, one.
 _WALKS: Final = 2
 #: What an entry of a listing takes on the way, in bytes, about.
 _ENTRY: Final = 130
@@ -65,7 +66,7 @@ class Fetcher:
         self.pages = pages
         self.window = Window(clock)
         self.places = Map(cache)
-        self.subtree = Subtree(cache, self.places, clock)
+        self.subtree = Subtree(cache, self.places, self._distance, clock)
         self.siblings = Siblings(cache, self.places, self.has, clock)
         self.ahead = Tally(clock)
         self.inline = Tally(clock)
@@ -88,6 +89,11 @@ class Fetcher:
     def wants(self, policy: str) -> bool:
         """Whether *policy* is switched on and can do anything now."""
         return self.usable and policy in self._policies
+
+    def _distance(self) -> float:
+        """Seconds that an answer takes; far away while nobody knows."""
+        rtt = self.connection.rtt
+        return math.inf if rtt is None else rtt
 
     # --- listings --------------------------------------------------------------------------------------
 
@@ -134,7 +140,8 @@ class Fetcher:
         level = self._large.get(identity, 0)
         if level >= len(LIMITS) or identity in self._listing or not self.wants("subtree"):
             return
-        self._start(self._list([ref], LIMITS[level], 0 if level else _NEAR, [identity]))
+        depth = 0 if level or self.subtree.near else _NEAR
+        self._start(self._list([ref], LIMITS[level], depth, [identity]))
 
     async def listed(self, identity: Identity, *, alone: bool = False) -> None:
         """Until a listing of the directory that is under way, if one is, has come; with *alone*, if it is of
@@ -157,15 +164,18 @@ class Fetcher:
             self.subtree.entered(directory)
             self.walk(directory.path)
 
+    def arrived(self, path: bytes) -> None:
+        """Somebody has entered the directory at *path*, which is not known."""
+        if self.wants("subtree") and self.subtree.goes_on(path):
+            self.walk(path)
+
     def walk(self, path: bytes) -> None:
-        """Somebody has entered the directory at *path*: list what comes next."""
-        if self._walks >= _WALKS or not self.wants("subtree"):
+        """Somebody walks, and is at *path*: list what comes next."""
+        if self._walks >= (1 if self.subtree.near else _WALKS) or not self.wants("subtree"):
             return
-        plan = self.subtree.plan(path)
+        plan = self.subtree.plan(path, self._listing.keys() | self._large.keys())
         if plan is not None:
-            under_way = self._listing.keys() | self._large.keys()
-            plan = plan._replace(refs=[ref for ref in plan.refs if ref.identity not in under_way])
-            if plan.refs and self.window.room() >= min(plan.limit * _ENTRY, self.window.limit // 2):
+            if self.window.room() >= min(plan.limit * _ENTRY, self.window.limit // 2):
                 self._walks += 1
                 self._start(self._walk(path, plan))
 
@@ -175,7 +185,7 @@ class Fetcher:
             await self._list(plan.refs, plan.limit, plan.depth, [])
         finally:
             self._walks -= 1
-        if self.subtree.tally.issued > before and self.subtree.unused < self.subtree.allowance:
+        if self.subtree.tally.issued > before and self.subtree.eager:
             self.walk(path)
 
     async def _list(self, refs: list[Ref], limit: int, depth: int, asked: list[Identity]) -> None:

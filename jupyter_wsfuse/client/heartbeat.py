@@ -44,14 +44,18 @@ class Heartbeat:
         if self._verdict is not None:
             self._verdict.cancel()
 
+    def measure(self) -> None:
+        """Ask for a pong although nothing is wrong, to learn how long the round trip is."""
+        self._nonce += 1
+        self._sent_at = time.monotonic()
+        self._ping(self._nonce)
+
     def hurry(self, patience: float) -> None:
         """Somebody would rather not wait: the peer has *patience* seconds from now to show a sign of life."""
         if self._verdict is None:
             seen = self._ws.arrivals, self._ws.unsent()
             self._verdict = self._loop.call_later(patience, self._judge, seen, patience)
-            self._nonce += 1
-            self._sent_at = time.monotonic()
-            self._ping(self._nonce)
+            self.measure()
 
     def _judge(self, seen: tuple[int, int], patience: float) -> None:
         self._verdict = None
@@ -76,9 +80,8 @@ class Heartbeat:
         if arrivals != self._seen[0] or unsent < self._seen[1]:
             self._seen_at, self._pinged_at = now, 0.0
         elif not self._pinged_at:
-            self._nonce += 1
-            self._pinged_at, self._sent_at = now, time.monotonic()
-            self._ping(self._nonce)
+            self._pinged_at = now
+            self.measure()
         elif now - self._pinged_at >= self._patience:
             self._dead(now - self._seen_at)
             return

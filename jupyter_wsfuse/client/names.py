@@ -92,7 +92,7 @@ class NameOperations(Core):
             path = self.tree.path_of(directory)
             if path is not None:
                 self.fetcher.list_soon(Ref(path, identity), identity)
-                self.fetcher.walk(path)
+                self.fetcher.arrived(path)
 
     def forget(self, node: int, count: int) -> None:
         """The kernel takes back *count* of the lookups that it was told."""

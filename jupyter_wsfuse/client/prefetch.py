@@ -22,7 +22,7 @@ from __future__ import annotations
 import bisect
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from stat import S_ISREG
 from typing import Final, NamedTuple
 
@@ -92,16 +92,21 @@ class Map:
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
         self._at: dict[bytes, Identity] = {}
+        #: How often something came or went.
+        self.changes = 0
 
     def put(self, path: bytes, identity: Identity) -> None:
         self._at[path] = identity
+        self.changes += 1
 
     def remove(self, path: bytes, identity: Identity) -> None:
         if self._at.get(path) == identity:
             del self._at[path]
+            self.changes += 1
 
     def clear(self) -> None:
         self._at.clear()
+        self.changes += 1
 
     def above(self, path: bytes) -> tuple[Identity, Directory] | None:
         """The directory that *path* is in, if it is known as a whole."""
@@ -132,7 +137,7 @@ class Plan(NamedTuple):
 
 
 class Subtree:
-    """See ``subtree`` in the module's text."""
+    """See ``subtree`` in the module's text. *distance*: the seconds that an answer takes."""
 
     #: Entries of one request, growing.
     LIMITS: Final = (1024, 4096, 8192)
@@ -144,16 +149,65 @@ class Subtree:
     UNASKED: Final = 2048
     #: Names of directories that are looked at for one plan.
     SCAN: Final = 4096
+    #: Entries listed ahead for each second that an answer takes, and at least. Who waits for little need not guess far,
+    #: and what is guessed in vain costs him as much as what he asks for.
+    PACE: Final = 400_000
+    LEAST: Final = 256
+    #: Directories of which it is remembered that others in them were entered.
+    ABOVE: Final = 256
 
-    def __init__(self, cache: Cache, places: Map, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        places: Map,
+        distance: Callable[[], float],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.tally = Tally(clock)
         self.unused = 0  # entries of directories that were listed ahead and not entered yet
         #: How many of these there may be before more are listed unasked.
         self.allowance = self.UNASKED
         self._cache = cache
         self._places = places
+        self._distance = distance
+        #: Path -> the directory in it that was entered, empty for several.
+        self._visited: OrderedDict[bytes, bytes] = OrderedDict()
         self._level = 0
         self._left = 0
+        self._found_nothing: tuple[int, bytes] | None = None
+
+    @property
+    def reach(self) -> int:
+        """Entries that are worth asking for at a time, for how far away the server is."""
+        return int(max(self.LEAST, min(self.LIMITS[-1], self.PACE * self._distance())))
+
+    @property
+    def near(self) -> bool:
+        """Whether the server is so near that a guess needs a reason."""
+        return self.reach < self.LIMITS[0]
+
+    def goes_on(self, path: bytes) -> bool:
+        """Whether whoever has come to the directory at *path* is probably walking: where guesses need a reason, whether
+        he was in another one beside it before. To be called once for each directory."""
+        above, _, name = path.rpartition(b"/")
+        before = self._visited.get(above)
+        if before is None:
+            self._visited[above] = name
+            if len(self._visited) > self.ABOVE:
+                self._visited.popitem(last=False)
+        elif before and before != name:
+            self._visited[above] = b""
+            self._visited.move_to_end(above)
+        return self._walked(above)
+
+    def _walked(self, above: bytes) -> bool:
+        """Whether what is in the directory at *above* is taken in turn."""
+        return not self.near or self._visited.get(above) == b""
+
+    @property
+    def eager(self) -> bool:
+        """Whether the next ones are to be listed although nobody has entered what was listed ahead."""
+        return self.unused < min(self.allowance, self.reach)
 
     def entered(self, directory: Directory) -> None:
         """Somebody lists or looks up in *directory*."""
@@ -163,6 +217,7 @@ class Subtree:
             self.allowance = min(self.UNUSED, self.allowance + 4 * directory.counted)
             self.tally.hit()
             self._level = min(self._level + 1, len(self.LIMITS) - 1)
+            self.goes_on(directory.path)
 
     def dropped(self, directory: Directory) -> None:
         """What is known of *directory* is given up."""
@@ -182,26 +237,35 @@ class Subtree:
         self.unused += directory.counted
         self.tally.issued += 1
 
-    def plan(self, path: bytes) -> Plan | None:
-        """What to list next, now that the directory at *path* was entered; None: nothing."""
-        if self.unused >= self.UNUSED or not self.tally.worth:
+    def plan(self, path: bytes, skip: Container[Identity] = ()) -> Plan | None:
+        """What to list next, now that the directory at *path* was entered; None: nothing. Not those in *skip*, as long
+        as nothing changes."""
+        reach = self.reach
+        if self.unused >= min(self.UNUSED, 3 * reach) or not self.tally.worth:
+            return None
+        # Upwards: what comes after the directory in the one above, and after that one in the next.
+        steps: list[tuple[Directory, bytes | None]] = []
+        here = self._places.at(path)
+        top = path
+        while (above := self._places.above(top)) is not None and self._walked(above[1].path):
+            steps.append((above[1], top.rpartition(b"/")[2]))
+            top = above[1].path
+        if here is not None and self._places.above(path) is not None:
+            steps.insert(0, (here[1], None))
+        state = self._places.changes, top
+        if self._found_nothing == state:  # as at each step of a walk when all is known
             return None
         refs: list[Ref] = []
         self._left = self.SCAN
-        here = self._places.at(path)
-        if here is not None and self._places.above(path) is not None:
-            self._collect(here[1], None, refs)
-        # Upwards: what comes after the directory in the one above, and after that one in the next.
-        below = path
-        while len(refs) < self.REFS:
-            above = self._places.above(below)
-            if above is None:
+        for directory, after in steps:
+            self._collect(directory, after, refs)
+            if len(refs) >= self.REFS:
                 break
-            self._collect(above[1], below.rpartition(b"/")[2], refs)
-            below = above[1].path
+        refs = [ref for ref in refs if ref.identity not in skip]
         if not refs:
+            self._found_nothing = state
             return None
-        return Plan(refs[: self.REFS], self.LIMITS[self._level], self.DEPTH)
+        return Plan(refs[: self.REFS], min(self.LIMITS[self._level], reach), self.DEPTH)
 
     def _collect(
         self, directory: Directory, after: bytes | None, refs: list[Ref], depth: int = DEPTH

@@ -103,6 +103,9 @@ class OutOfReachError(WsFuseError, OSError):
 
 # --- what was inherited
 
+#: Descriptors that the kernel makes room for at once: half a megabyte.
+_FILES: Final = 1 << 16
+
 
 def harden() -> None:
     """Settle what the process inherited: the first thing that it does, before it knows any secret."""
@@ -119,7 +122,19 @@ def harden() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    _make_room(min(hard, _FILES))
     keep_freed_memory()
+
+
+def _make_room(files: int) -> None:
+    """Let the kernel's table of descriptors be large enough now, while there is one thread. Growing it later, it waits
+    until every processor has been through the scheduler, and every thread that opens a file waits for 10 ms or more.
+    """
+    last = files - 1
+    try:
+        os.fstat(last)
+    except OSError:
+        os.close(os.dup2(0, last))
 
 
 def _control(option: int, value: int = 0) -> int:

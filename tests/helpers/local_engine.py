@@ -52,6 +52,7 @@ class LocalEngine:
         self.sandbox = Sandbox(root)
         self.context = operations.Context(self.sandbox, raw_owner=raw)
         self.leases = leases
+        self.rtt: float | None = None
         if leases:
             self.context.leases = Grants()
         self.raw = raw
