@@ -67,7 +67,7 @@ class Fetcher:
         self.window = Window(clock)
         self.places = Map(cache)
         self.subtree = Subtree(cache, self.places, self._distance, clock)
-        self.siblings = Siblings(cache, self.places, self.has, clock)
+        self.siblings = Siblings(cache, self.places, self.has, self._distance, clock)
         self.ahead = Tally(clock)
         self.inline = Tally(clock)
         self.usable = False  # somebody is there to be asked

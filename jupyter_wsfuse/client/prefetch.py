@@ -368,11 +368,14 @@ class _Run:
 
 
 class Siblings:
-    """See ``siblings`` in the module's text. *has* tells whether a file's data are here or on their way."""
+    """See ``siblings`` in the module's text. *has* tells whether a file's data are here or on their way, *distance*
+    how many seconds an answer takes."""
 
-    #: Files that are fetched ahead at first and at most, and directories whose runs are remembered.
+    #: Files that are fetched ahead at first and at most, and for each second that an answer takes; directories whose
+    #: runs are remembered.
     LEAST: Final = 8
     MOST: Final = 512
+    PACE: Final = 25_000
     RUNS: Final = 256
     #: Directories beside each other, in each of which files were read, after which the next ones are looked at too.
     SPREAD: Final = 2
@@ -384,18 +387,25 @@ class Siblings:
         cache: Cache,
         places: Map,
         has: Callable[[Identity], bool],
+        distance: Callable[[], float],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.tally = Tally(clock)
         self._cache = cache
         self._places = places
         self._has = has
+        self._distance = distance
         self._current: _Run | None = None
         self._early: dict[Identity, None] = {}
         self._runs: OrderedDict[Identity, _Run] = OrderedDict()
         self._spread: OrderedDict[bytes, set[bytes]] = (
             OrderedDict()
         )  # path -> directories in it that were read from
+
+    @property
+    def most(self) -> int:
+        """Files that may be fetched ahead, for how far away the server is."""
+        return int(max(self.LEAST, min(self.MOST, self.PACE * self._distance())))
 
     def opened_early(self, parent: Identity) -> None:
         """A file in *parent* is read, of which nothing else is known yet."""
@@ -413,7 +423,7 @@ class Siblings:
         if run.trail is None:
             self._set_out(run, None if before is None else before.trail, parent, directory, hit)
         if late and run.trail is not None:
-            run.trail.window = min(2 * run.trail.window, self.MOST)
+            run.trail.window = min(2 * run.trail.window, self.most)
 
     def _set_out(
         self, run: _Run, before: _Trail | None, parent: Identity, directory: Directory, hit: bool
@@ -428,7 +438,7 @@ class Siblings:
                 before.ahead = max(0, before.ahead - 1)
                 return
             window = before.window
-        window = min(max(window, run.window), self.MOST)
+        window = min(max(window, run.window), self.most)
         run.trail = _Trail(self._coming(run, parent, directory, above), window, above)
 
     def _taken_in_turn(self, path: bytes) -> bytes | None:
