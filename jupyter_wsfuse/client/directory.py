@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Iterable, Iterator
 from typing import Final
@@ -21,6 +22,31 @@ _DT_DIR: Final = 4
 
 #: Seconds that the kernel may believe what a lease covers. It is told when that ends; the number only has to be large.
 LEASED: Final = 1e9
+
+
+class Below:
+    """Names of directories: as they were ``listed``, and ``sorted``. ``places``: index in the first of each."""
+
+    __slots__ = ("listed", "places", "sorted")
+
+    def __init__(self, names: Iterable[bytes]) -> None:
+        self.listed = list(names)
+        self.places = {name: place for place, name in enumerate(self.listed)}
+        self.sorted = sorted(self.listed)
+
+    def before(self, name: bytes) -> tuple[bytes | None, bytes | None]:
+        """Which come before *name*, as listed and by name; None where that is the first, or is not among them."""
+        place = self.places.get(name)
+        if place is None:
+            return None, None
+        by_name = bisect.bisect_left(self.sorted, name)
+        return (
+            self.listed[place - 1] if place else None,
+            self.sorted[by_name - 1] if by_name else None,
+        )
+
+
+_NONE_BELOW: Final = Below(())
 
 
 class Directory:
@@ -46,6 +72,7 @@ class Directory:
         "counted",
         "bytes",
         "_until",
+        "_below",
     )
 
     def __init__(self, path: bytes, cover: Cover, *, prefetched: bool = False) -> None:
@@ -61,6 +88,18 @@ class Directory:
         self.order: list[DirEntry] | None = None
         self.bytes = _BYTES
         self._until: dict[bytes, float] = {}
+        self._below: tuple[list[DirEntry], Below] | None = None
+
+    def below(self) -> Below:
+        """Its directories; none if they are not known in order."""
+        order = self.order
+        if order is None:
+            return _NONE_BELOW
+        if self._below is None or self._below[0] is not order:
+            self._below = order, Below(
+                entry.name for entry in order if entry.type == _DT_DIR and entry.name not in _DOTS
+            )
+        return self._below[1]
 
     def fill(self, entries: Iterable[DirEntry], until: float) -> None:
         """All entries, as listed; good until the time *until* if there is no lease. Their attributes are not kept."""

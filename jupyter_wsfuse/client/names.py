@@ -93,6 +93,8 @@ class NameOperations(Core):
             if path is not None:
                 self.fetcher.list_soon(Ref(path, identity), identity)
                 self.fetcher.arrived(path)
+                if self.fetcher.subtree.near:  # all of them come about as soon as one
+                    await self.fetcher.listed(identity, alone=True)
 
     def forget(self, node: int, count: int) -> None:
         """The kernel takes back *count* of the lookups that it was told."""

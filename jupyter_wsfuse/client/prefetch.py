@@ -20,9 +20,10 @@ Each keeps a :class:`Tally`. One whose guesses are mostly wrong stops for a whil
 from __future__ import annotations
 
 import bisect
+import itertools
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from stat import S_ISREG
 from typing import Final, NamedTuple
 
@@ -35,9 +36,7 @@ SMALL: Final = 128 << 10
 #: Bytes that an answer takes on the way besides the data, about.
 OVERHEAD: Final = 200
 
-_DT_DIR: Final = 4
 _DT_REG: Final = 8
-_DOTS: Final = (b".", b"..")
 
 #: What a policy may be wrong about in a row, more or less, before it pauses; and for how many seconds.
 _CREDIT: Final = 128
@@ -170,8 +169,9 @@ class Subtree:
         self._cache = cache
         self._places = places
         self._distance = distance
-        #: Path -> the directory in it that was entered, empty for several.
-        self._visited: OrderedDict[bytes, bytes] = OrderedDict()
+        #: Path -> the directories in it that were entered; and those of which the last one came in turn.
+        self._visited: OrderedDict[bytes, set[bytes | None]] = OrderedDict()
+        self._in_turn: set[bytes] = set()
         self._level = 0
         self._left = 0
         self._found_nothing: tuple[int, bytes] | None = None
@@ -188,21 +188,29 @@ class Subtree:
 
     def goes_on(self, path: bytes) -> bool:
         """Whether whoever has come to the directory at *path* is probably walking: where guesses need a reason, whether
-        he was in another one beside it before. To be called once for each directory."""
-        above, _, name = path.rpartition(b"/")
-        before = self._visited.get(above)
-        if before is None:
-            self._visited[above] = name
+        he was in the one before it, as listed or by name. To be called once for each directory."""
+        found = self._places.above(path)
+        if found is None:
+            return not self.near
+        above, name = found[1].path, path.rpartition(b"/")[2]
+        visited = self._visited.get(above)
+        if visited is None:
+            visited = self._visited[above] = set()
             if len(self._visited) > self.ABOVE:
-                self._visited.popitem(last=False)
-        elif before and before != name:
-            self._visited[above] = b""
+                gone, _ = self._visited.popitem(last=False)
+                self._in_turn.discard(gone)
+        else:
             self._visited.move_to_end(above)
+        visited.add(name)
+        if not visited.isdisjoint(found[1].below().before(name)):
+            self._in_turn.add(above)
+        else:
+            self._in_turn.discard(above)
         return self._walked(above)
 
     def _walked(self, above: bytes) -> bool:
         """Whether what is in the directory at *above* is taken in turn."""
-        return not self.near or self._visited.get(above) == b""
+        return not self.near or above in self._in_turn
 
     @property
     def eager(self) -> bool:
@@ -271,20 +279,24 @@ class Subtree:
         self, directory: Directory, after: bytes | None, refs: list[Ref], depth: int = DEPTH
     ) -> None:
         """Directories below *directory* that are not known, those behind the name *after* first."""
-        order = directory.order
-        if order is None or not depth:
+        if not depth:
             return
-        names = [entry.name for entry in order if entry.type == _DT_DIR and entry.name in directory.names]
+        below = directory.below()
+        names: Iterable[bytes] = below.listed
         if after is not None:
-            if after not in names:
+            place = below.places.get(after)
+            if place is None:
                 return
-            place = names.index(after)
-            names = names[place + 1 :] + names[:place]
+            names = itertools.islice(below.listed, place + 1, None)
+            if not self.near:
+                names = itertools.chain(names, itertools.islice(below.listed, place))
         for name in names:
             self._left -= 1
             if self._left < 0 or len(refs) >= self.REFS:
                 return
-            identity = directory.names[name]
+            identity = directory.names.get(name)
+            if identity is None:
+                continue
             path = join(directory.path, name)
             known = self._places.at(path)
             if known is not None:
@@ -319,12 +331,13 @@ class _Trail:
 class _Run:
     """Small files of one directory that are read one after the other."""
 
-    __slots__ = ("count", "listed", "last", "by_name", "names", "places", "trail", "window")
+    __slots__ = ("count", "listed", "last", "by_name", "in_turn", "names", "places", "trail", "window")
 
     def __init__(self, order: list[DirEntry]) -> None:
         self.count = 0
         self.last: bytes | None = None
         self.by_name = False
+        self.in_turn = False  # the last file was the one after the one before it
         self.trail: _Trail | None = None
         self.window = 0  # that of the next trail, at least
         self.listed = [entry.name for entry in order if entry.type == _DT_REG]
@@ -343,11 +356,17 @@ class _Run:
             self.window = 2 * trail.window
             self.trail = None
         place = self.places.get(name)
-        before = None if last is None else self.places.get(last)
-        if place is None or before is None or last is None:
+        before = -1 if last is None else self.places.get(last)
+        if place is None or before is None:
+            self.in_turn = False
             return
         step = place - before
-        by_name = bisect.bisect_left(self.names, name) - bisect.bisect_left(self.names, last)
+        by_name = bisect.bisect_left(self.names, name) - (
+            -1 if last is None else bisect.bisect_left(self.names, last)
+        )
+        self.in_turn = step == 1 or by_name == 1
+        if last is None:
+            return
         if step != by_name:
             self.by_name = by_name > 0 and (step <= 0 or by_name < step)
 
@@ -403,6 +422,11 @@ class Siblings:
         )  # path -> directories in it that were read from
 
     @property
+    def near(self) -> bool:
+        """Whether the server is so near that a guess needs a reason."""
+        return self.most < 8 * self.LEAST
+
+    @property
     def most(self) -> int:
         """Files that may be fetched ahead, for how far away the server is."""
         return int(max(self.LEAST, min(self.MOST, self.PACE * self._distance())))
@@ -429,7 +453,7 @@ class Siblings:
         self, run: _Run, before: _Trail | None, parent: Identity, directory: Directory, hit: bool
     ) -> None:
         above = self._taken_in_turn(directory.path)
-        if run.count < 2 and above is None:
+        if (run.count < 2 and above is None) or (self.near and not run.in_turn):
             return
         window = self.LEAST
         if before is not None and before.above is not None:
@@ -535,25 +559,23 @@ class Siblings:
         yield from self._below(directory)
 
     def _below(self, directory: Directory) -> Iterator[Candidate | None]:
-        for entry in directory.order or ():
-            if entry.type == _DT_DIR:
-                below = self._places.at(join(directory.path, entry.name))
-                if below is not None and entry.name not in _DOTS:
-                    yield from self._all_of(*below)
-                else:
-                    yield None
+        for name in directory.below().listed:
+            below = self._places.at(join(directory.path, name))
+            if below is not None:
+                yield from self._all_of(*below)
+            else:
+                yield None
 
     def _beside(self, path: bytes) -> Iterator[Candidate | None]:
         """The directories that come after *path* in the one above, as a walk would take them."""
         above = self._places.above(path)
-        if above is None or above[1].order is None:
+        if above is None:
             return
         name = path.rpartition(b"/")[2]
-        names = [entry.name for entry in above[1].order if entry.type == _DT_DIR]
-        place = names.index(name) if name in names else -1
-        for other in names[place + 1 :]:
+        below = above[1].below()
+        for other in itertools.islice(below.listed, below.places.get(name, -1) + 1, None):
             found = self._places.at(join(above[1].path, other))
-            if found is not None and other not in _DOTS:
+            if found is not None:
                 yield from self._all_of(*found)
             else:
                 yield None
