@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from jupyter_wsfuse.busypoll import BusyPoll
 from jupyter_wsfuse.errors import MountError, WsFuseError, errno_of
 from jupyter_wsfuse.fuse import abi, replies, wire
 from jupyter_wsfuse.fuse import requests as rq
@@ -139,6 +140,7 @@ class NativeDriver:
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._notifier = Notifier(self._fd, self._loop)
+        self._poll = BusyPoll(self._loop)
         self._fs.invalidator = self
         os.set_blocking(self._fd, False)
         try:
@@ -216,6 +218,7 @@ class NativeDriver:
         for _ in range(_BURST if self._running else 1):
             try:
                 size = os.readv(self._fd, buffers)
+                self._poll.happened()
             except BlockingIOError:
                 if self._repeating:
                     self._repeating = False
@@ -302,6 +305,8 @@ class NativeDriver:
                 log.error("no reply of %d bytes could be written: %s", length, exc)
                 self._write_error(unique, errno.EIO)
             return False
+        if not self._running:
+            self._poll.expect()
         return True
 
     def _write_error(self, unique: int, number: int) -> None:
