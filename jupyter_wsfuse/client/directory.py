@@ -45,6 +45,18 @@ class Below:
             self.sorted[by_name - 1] if by_name else None,
         )
 
+    def after(self, name: bytes, *, by_name: bool, wrap: bool) -> Iterator[bytes]:
+        """Those that come after *name*, as listed or by name, and with *wrap* then those before it. None if it is not
+        among them."""
+        place = self.places.get(name)
+        if place is None:
+            return iter(())
+        names = self.listed
+        if by_name:
+            names, place = self.sorted, bisect.bisect_left(self.sorted, name)
+        rest = itertools.islice(names, place) if wrap else ()
+        return itertools.chain(itertools.islice(names, place + 1, None), rest)
+
 
 _NONE_BELOW: Final = Below(())
 
@@ -96,8 +108,9 @@ class Directory:
         if order is None:
             return _NONE_BELOW
         if self._below is None or self._below[0] is not order:
-            self._below = order, Below(
-                entry.name for entry in order if entry.type == _DT_DIR and entry.name not in _DOTS
+            self._below = (
+                order,
+                Below(entry.name for entry in order if entry.type == _DT_DIR and entry.name not in _DOTS),
             )
         return self._below[1]
 

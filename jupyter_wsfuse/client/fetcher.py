@@ -29,7 +29,9 @@ from .api import Requester, VfsOptions
 from .cache import Cache
 from .directory import Directory
 from .pages import Pages
-from .prefetch import OVERHEAD, SMALL, Candidate, Map, Plan, Siblings, Subtree, Tally
+from .prefetch import OVERHEAD, SMALL, Map, Tally
+from .siblings import Candidate, Siblings
+from .subtree import Plan, Subtree
 from .tree import Version
 from .window import Window
 
@@ -174,10 +176,9 @@ class Fetcher:
         if self._walks >= (1 if self.subtree.near else _WALKS) or not self.wants("subtree"):
             return
         plan = self.subtree.plan(path, self._listing.keys() | self._large.keys())
-        if plan is not None:
-            if self.window.room() >= min(plan.limit * _ENTRY, self.window.limit // 2):
-                self._walks += 1
-                self._start(self._walk(path, plan))
+        if plan is not None and self.window.room() >= min(plan.limit * _ENTRY, self.window.limit // 2):
+            self._walks += 1
+            self._start(self._walk(path, plan))
 
     async def _walk(self, path: bytes, plan: Plan) -> None:
         before = self.subtree.tally.issued
@@ -188,18 +189,25 @@ class Fetcher:
         if self.subtree.tally.issued > before and self.subtree.eager:
             self.walk(path)
 
-    async def _list(self, refs: list[Ref], limit: int, depth: int, asked: list[Identity]) -> None:
+    def _list(
+        self, refs: list[Ref], limit: int, depth: int, asked: list[Identity]
+    ) -> Coroutine[Any, Any, None]:
+        """Ask for listings. Under way from now on, not only when what is returned begins to run."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         wanted = [ref.identity for ref in refs if ref.identity is not None]
         for identity in wanted:
             self._listing[identity] = future
         if asked:
             self._single.add(future)
+        return self._ask_for(ListTree(0, refs, limit, depth, True), wanted, asked, future)
+
+    async def _ask_for(
+        self, request: ListTree, wanted: list[Identity], asked: list[Identity], future: asyncio.Future[None]
+    ) -> None:
         since = self.cache.version
-        size = limit * _ENTRY
-        token = self.window.sent(size)
+        token = self.window.sent(request.limit * _ENTRY)
         try:
-            reply, _ = await self.connection.call(ListTree(0, refs, limit, depth, True))
+            reply, _ = await self.connection.call(request)
             if type(reply) is TreeReply:
                 self.window.answered(token, _size_of(reply))
                 self.keep_tree(reply, since, asked)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import hashlib
 import json
 import logging
@@ -186,6 +187,7 @@ class Daemon:
         )
         if self.continues:
             self._channel.announce("serving")
+        _collect_seldom()
         running = asyncio.create_task(driver.run())
         stop = asyncio.create_task(self._stopping.wait())
         await asyncio.wait((running, stop), return_when=asyncio.FIRST_COMPLETED)
@@ -252,6 +254,18 @@ class Daemon:
             await self._vfs.syncfs(Caller(self._config.uid, self._config.gid, 0))
             return None
         raise MountError(f"unknown request {op!r}")
+
+
+#: Objects that come before the collector looks at the young ones, and how often it does before it looks at older ones.
+_GENERATIONS: Final = (20_000, 20, 50)
+
+
+def _collect_seldom() -> None:
+    """What is remembered of a workspace is hundreds of thousands of objects, in no circle: looking at all of them each
+    time that some are made takes longer than what they are made for."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_GENERATIONS)
 
 
 #: MiB that a daemon takes before it has anything to remember, and what a node takes in bytes, with what the kernel was

@@ -173,6 +173,7 @@ async def test_requests_of_one_turn_of_the_loop_leave_in_one_message(
     server: StandIn, connect: Connect
 ) -> None:
     connection = await connect()
+    await connection.call(_removal())  # behind what is sent by itself at the beginning
     before = server.messages
     await asyncio.gather(*[connection.call(_removal()) for _ in range(50)])
     assert server.messages == before + 1
@@ -606,6 +607,8 @@ async def test_an_idle_connection_is_pinged_and_lives(server: StandIn, connect: 
     assert status["state"] == "connected"
     assert status["reconnects"] == 0
     assert 0 < status["rtt_ms"] < 5000
+    assert connection.rtt is not None
+    assert status["rtt_ms"] == round(1000 * connection.rtt, 3)
 
 
 async def test_a_server_that_breaks_the_protocol_is_left_and_taken_up_again(

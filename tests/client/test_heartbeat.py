@@ -121,3 +121,14 @@ async def test_a_peer_that_answers_the_hurried_is_kept() -> None:
     assert not watch.silence.done()
     watch.beat.hurry(60.0)
     watch.beat.stop()
+
+
+async def test_the_way_is_measured_when_nothing_is_wrong() -> None:
+    watch = Watch(lambda _nonce: None, patience=60)
+    watch.beat.measure()
+    assert watch.pings == [1]
+    trip = watch.beat.pong(1)
+    assert trip is not None
+    assert trip >= 0
+    assert watch.beat.pong(0) is None
+    watch.beat.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from stat import S_IFDIR, S_IFLNK, S_IFREG
 
 import pytest
@@ -9,18 +10,9 @@ import pytest
 from jupyter_wsfuse.client.api import VfsOptions
 from jupyter_wsfuse.client.cache import Cache
 from jupyter_wsfuse.client.directory import Directory
-from jupyter_wsfuse.client.prefetch import (
-    OVERHEAD,
-    SMALL,
-    Candidate,
-    Map,
-    Plan,
-    Siblings,
-    Subtree,
-    Tally,
-    _Run,
-    join,
-)
+from jupyter_wsfuse.client.prefetch import OVERHEAD, SMALL, Map, Tally, join
+from jupyter_wsfuse.client.siblings import Candidate, Siblings, _Run
+from jupyter_wsfuse.client.subtree import Plan, Subtree
 from jupyter_wsfuse.protocol.messages import Attr, DirEntry, Identity, Ref
 
 SIZE = 100
@@ -40,9 +32,12 @@ class World:
     def __init__(self, clock: Clock) -> None:
         self.cache = Cache(VfsOptions(), clock)
         self.places = Map(self.cache)
-        self.subtree = Subtree(self.cache, self.places, clock)
+        self.distance = math.inf  # seconds that an answer takes
+        self.subtree = Subtree(self.cache, self.places, lambda: self.distance, clock)
         self.data: set[Identity] = set()  # files whose data are here
-        self.siblings = Siblings(self.cache, self.places, self.data.__contains__, clock)
+        self.siblings = Siblings(
+            self.cache, self.places, self.data.__contains__, lambda: self.distance, clock
+        )
         self._numbers: dict[bytes, int] = {}
 
     def identity(self, path: bytes) -> Identity:
@@ -396,6 +391,93 @@ def test_a_walk_that_was_mostly_guessed_wrong_is_not_followed(world: World, cloc
 # --- siblings ------------------------------------------------------------------------------------------
 
 
+NEAR = 0.0003
+
+
+def test_the_nearer_the_server_the_less_is_listed_ahead(world: World) -> None:
+    world.put(b"", b"a/", b"b/")
+    world.put(b"a")
+    plan = world.subtree.plan(b"a")
+    assert plan is not None
+    assert plan.limit == Subtree.LIMITS[0]
+    world.distance = 0.00255
+    assert world.subtree.near
+    assert world.subtree.reach == 1020
+    world.distance = 0.0026
+    assert not world.subtree.near
+    world.distance = NEAR
+    assert world.subtree.near
+    assert world.subtree.reach == Subtree.LEAST
+    world.distance = 0.02
+    assert world.subtree.reach == 8000
+
+
+def test_nearby_what_is_ahead_unused_is_enough_sooner(world: World) -> None:
+    world.distance = NEAR
+    assert world.subtree.eager
+    ahead = world.put(b"x", *numbered(Subtree.LEAST), prefetched=True)
+    world.subtree.listed(ahead)
+    assert not world.subtree.eager
+    world.distance = math.inf
+    assert world.subtree.eager
+
+
+def test_nearby_one_directory_is_no_walk_and_the_next_one_is(world: World) -> None:
+    world.put(b"", b"c/", b"a/", b"b/", b"d/")
+    world.distance = NEAR
+    for path in (b"c", b"b"):  # as in a list of names that somebody looks for
+        assert not world.subtree.goes_on(path)
+        world.put(path)
+        assert world.subtree.plan(path) is None
+    assert world.subtree.goes_on(b"d")  # behind b, as it was listed
+    world.distance = math.inf
+    assert world.subtree.goes_on(b"nowhere/x")
+    world.distance = NEAR
+    assert not world.subtree.goes_on(b"nowhere/x")
+
+
+def test_nearby_a_walk_by_name_is_one_and_goes_forwards_only(world: World) -> None:
+    world.distance = NEAR
+    world.put(b"", b"c/", b"a/", b"e/", b"b/", b"d/")
+    assert not world.subtree.goes_on(b"a")
+    assert world.subtree.goes_on(b"b")
+    world.put(b"b", b"x/")
+    assert refs(world.subtree.plan(b"b")) == [b"b/x", b"c", b"d", b"e"]
+    world.distance = math.inf
+    assert refs(world.subtree.plan(b"b")) == [b"b/x", b"c", b"d", b"e", b"a"]
+
+
+def test_nearby_a_walk_is_followed_upwards_only_as_far_as_it_goes(world: World) -> None:
+    world.distance = NEAR
+    world.put(b"", b"top/", b"other/")
+    world.put(b"top", b"a/", b"b/", b"c/")
+    for path in (b"top", b"top/a", b"top/b"):
+        world.subtree.goes_on(path)
+    assert refs(world.subtree.plan(b"top/b")) == [b"top/c"]
+
+
+def test_of_too_many_directories_that_were_come_to_the_first_is_forgotten(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Subtree, "ABOVE", 1)
+    world.distance = NEAR
+    world.put(b"p", b"a/", b"b/", b"c/")
+    world.put(b"q", b"a/")
+    world.subtree.goes_on(b"p/a")
+    assert world.subtree.goes_on(b"p/b")
+    world.subtree.goes_on(b"q/a")
+    assert not world.subtree.goes_on(b"p/c")
+
+
+def test_where_nothing_was_found_nothing_is_looked_for_until_something_changes(world: World) -> None:
+    world.put(b"", b"a/", b"b/")
+    world.put(b"a")
+    assert world.subtree.plan(b"a", skip={world.identity(b"b")}) is None
+    assert world.subtree.plan(b"a") is None
+    world.put(b"c")
+    assert refs(world.subtree.plan(b"a")) == [b"b"]
+
+
 def test_before_anything_was_read_there_is_nothing_to_fetch(world: World) -> None:
     assert world.fetch() == []
 
@@ -730,3 +812,20 @@ def test_a_directory_below_that_changed_is_not_gone_down_into(world: World) -> N
     world.read(b"a/1")
     world.read(b"b/1")
     assert world.fetch() == [b"b/2", b"b/sub/4"]
+
+
+def test_nearby_few_files_are_fetched_ahead_and_only_for_who_reads_them_in_turn(world: World) -> None:
+    names = [b"f%02d" % number for number in range(40)]
+    world.put(b"", *names)
+    world.distance = NEAR
+    for name in (names[5], names[9], names[7]):
+        world.read(name)
+        assert world.fetch() == []
+    world.read(names[8])
+    assert len(world.fetch()) == Siblings.LEAST
+    world.read(names[10], late=True)
+    world.read(names[11], late=True)
+    assert world.siblings.most == Siblings.LEAST
+    assert len(world.fetch()) <= 2
+    world.distance = 0.02
+    assert world.siblings.most == 500

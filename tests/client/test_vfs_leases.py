@@ -87,6 +87,16 @@ async def test_a_lookup_brings_the_whole_directory(mount: Mount) -> None:
     assert asked(mount) == []
 
 
+async def test_nearby_the_whole_directory_comes_instead_of_the_one_name(mount: Mount) -> None:
+    mount.engine.rtt = 0.0003
+    asked(mount)
+    assert await mount.node(b"a/f0")
+    await quiet(mount)
+    assert mount.engine.count(m.Lookup) == 0
+    listings = [request for request in mount.engine.requests if isinstance(request, m.ListTree)]
+    assert [(request.refs[0].path, request.depth) for request in listings] == [(b"", 0), (b"a", 0)]
+
+
 async def test_a_listing_is_whole_and_asks_once(mount: Mount) -> None:
     found = await listing(mount)
     assert set(found) == {b".", b"..", b"a", b"b", b"c", b"big"}

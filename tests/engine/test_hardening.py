@@ -85,6 +85,8 @@ def test_what_was_inherited_is_settled(tmp_path: Path) -> None:
     assert said["core"] == [0, 0]
     assert said["files"] == [hard, hard]
     assert "NoNewPrivs:\t1" in said["status"]
+    table = next(line for line in said["status"].splitlines() if line.startswith("FDSize:"))
+    assert int(table.split()[1]) >= min(hard, 1 << 16)  # it need not grow while threads open files
 
 
 def test_a_process_is_not_settled_by_itself(tmp_path: Path) -> None:

@@ -338,3 +338,16 @@ async def test_interrupt_after_its_target(bench: Bench, monkeypatch: pytest.Monk
     bench.device.send(message(INTERRUPT, pack("=Q", 100), unique=101))
     assert (await bench.ask(STATFS, unique=102))[0] == 0
     assert bench.fs.interrupted == []
+
+
+async def test_after_an_answer_it_stays_awake_for_what_comes_next(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    poll = bench.driver._poll
+    monkeypatch.setattr(poll, "expect", lambda: seen.append("expect"))
+    monkeypatch.setattr(poll, "happened", lambda: seen.append("happened"))
+    for unique in (4, 6):
+        bench.device.send(message(STATFS, unique=unique))
+        await bench.reply()
+    assert seen == 2 * ["happened", "expect"]
