@@ -26,14 +26,19 @@ from .peers import everything
 from .processes import running, start
 
 PATIENCE: Final = 10.0  # seconds for any change to be seen
-HEADINGS: Final = ("round trip", "a file was", "by", "trips", "min", "median", "p95", "p99", "max")
+HEADINGS: Final = (
+    "round trip", "a file was", "by", "trips", "old: median", "old: max", "new: min", "median", "p95", "p99", "max",
+)  # fmt: skip
 SERVER, MOUNT = "a process on the server", "another mount"
 #: How often something has to cross the distance, one way: from the server to who looks; before that, to the server.
 TRIPS: Final = {SERVER: 1, MOUNT: 2}
 
 
-def until_seen(change: Change, reader: Path, number: int, writer: subprocess.Popen[str]) -> float:
-    """Seconds from a change that *writer* makes until it is seen through *reader*."""
+def until_seen(
+    change: Change, reader: Path, number: int, writer: subprocess.Popen[str]
+) -> tuple[float, float]:
+    """Seconds from a change that *writer* makes: until *reader* was asked last and gave the old answer, and until it
+    has given the new one. Who asks between the two waits for that."""
     assert writer.stdin is not None
     assert writer.stdout is not None
     before = change.looks(reader, number)
@@ -41,11 +46,14 @@ def until_seen(change: Change, reader: Path, number: int, writer: subprocess.Pop
         raise RuntimeError(f"a file was {change.name} by nobody")
     print(change.name, number, file=writer.stdin, flush=True)
     deadline = time.monotonic() + PATIENCE
+    asked = old = time.monotonic()
     while change.looks(reader, number) == before:
-        if time.monotonic() > deadline:
+        old, asked = asked, time.monotonic()
+        if asked > deadline:
             raise RuntimeError(f"nobody saw that a file was {change.name}")
     seen = time.monotonic()
-    return seen - float(writer.stdout.readline())
+    begun = float(writer.stdout.readline())
+    return max(old - begun, 0.0), seen - begun
 
 
 def spread(seconds: list[float]) -> tuple[float, ...]:
@@ -56,7 +64,7 @@ def spread(seconds: list[float]) -> tuple[float, ...]:
 
 
 def measure(round_trip: float, count: int, transport: str) -> list[tuple[str, str, tuple[float, ...]]]:
-    """(change, who made it, its spread) of *count* changes of each kind."""
+    """(change, who made it, median and most of the old answers, spread of the new ones), of *count* changes each."""
     found = []
     with workplace() as work:
         source = work / "source"
@@ -75,8 +83,11 @@ def measure(round_trip: float, count: int, transport: str) -> list[tuple[str, st
                     for change in CHANGES:
                         first = 0 if who == SERVER else count
                         numbers = range(first, first + count)
-                        seconds = [until_seen(change, reader, number, writer) for number in numbers]
-                        found.append((change.name, who, spread(seconds)))
+                        old, new = zip(
+                            *(until_seen(change, reader, number, writer) for number in numbers), strict=True
+                        )
+                        ends = spread(list(old))
+                        found.append((change.name, who, (ends[1], ends[-1], *spread(list(new)))))
     return found
 
 
