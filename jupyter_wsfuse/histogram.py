@@ -8,7 +8,9 @@ and ``total`` stay exact.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, Final
 
 _LINEAR: Final = 256  # buckets of one microsecond; a power of two
@@ -83,15 +85,21 @@ class Histogram:
     def quantile(self, fraction: float) -> int:
         """Nanoseconds that *fraction* (0 to 1) of the durations do not exceed, at most 1 % too many; 0 if nothing was
         counted."""
+        return self.quantiles((fraction,))[0]
+
+    def quantiles(self, fractions: Sequence[float]) -> list[int]:
+        """:meth:`quantile` of each, in one pass."""
         if not self.count:
-            return 0
-        rank = fraction * self.count
-        seen = 0
-        for index, count in enumerate(self._buckets):
-            seen += count
-            if count and seen >= rank and index < BUCKETS - 1:
-                return max(self.shortest, min(upper_bound(index) * 1000, self.longest))
-        return self.longest
+            return [0] * len(fractions)
+        seen = list(accumulate(self._buckets))
+        found = []
+        for fraction in fractions:
+            index = bisect_left(seen, max(fraction * self.count, 1))
+            if index < min(len(seen), BUCKETS - 1):
+                found.append(max(self.shortest, min(upper_bound(index) * 1000, self.longest)))
+            else:
+                found.append(self.longest)
+        return found
 
     def octaves(self) -> list[int]:
         """Counts by powers of two, without trailing zeros: below 1 us, below 2, below 4, ..."""

@@ -96,6 +96,7 @@ class Operation(Flight):
 
     def snapshot(self) -> dict[str, int | float]:
         times = self.times
+        p50, p95, p99 = times.quantiles((0.5, 0.95, 0.99))
         return {
             "count": times.count,
             "errors": self.errors,
@@ -103,9 +104,9 @@ class Operation(Flight):
             "mean": times.mean / 1e9,
             "min": times.shortest / 1e9,
             "max": times.longest / 1e9,
-            "p50": times.quantile(0.5) / 1e9,
-            "p95": times.quantile(0.95) / 1e9,
-            "p99": times.quantile(0.99) / 1e9,
+            "p50": p50 / 1e9,
+            "p95": p95 / 1e9,
+            "p99": p99 / 1e9,
             "bytes": self.bytes,
             "cache_hits": self.hits,
             "asked": self.asked,

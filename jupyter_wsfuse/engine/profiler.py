@@ -43,6 +43,7 @@ class Operation:
 
     def snapshot(self) -> dict[str, Any]:
         times = self.times
+        p50, p95, p99 = times.quantiles((0.5, 0.95, 0.99))
         return {
             "count": times.count,
             "errors": self.errors,
