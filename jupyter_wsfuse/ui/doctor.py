@@ -4,38 +4,24 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
-import shutil
 import socket
 import ssl
-import stat
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from jupyter_wsfuse import __version__
 from jupyter_wsfuse.client.discovery import Server, discover
 from jupyter_wsfuse.errors import DiscoveryError, MountError
 from jupyter_wsfuse.host import host_id
-from jupyter_wsfuse.mount import launcher, provider, registry
+from jupyter_wsfuse.mount import launcher, machine, registry
+from jupyter_wsfuse.mount.machine import Check
 from jupyter_wsfuse.protocol.messages import PROTOCOL_VERSION
 from jupyter_wsfuse.ui.render import Report
 
-_CAP_SYS_ADMIN = 21
 _TIMEOUT = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing that was looked at, and what to do if it is not ``ok``."""
-
-    name: str
-    result: Literal["ok", "warn", "fail"]
-    found: str
-    remedy: str = ""
 
 
 def examine(url: str | None, token: str | None) -> Report:
@@ -78,15 +64,7 @@ def _machine() -> Iterator[Check]:
         f"jupyter-wsfuse {__version__}, protocol {PROTOCOL_VERSION}, Python {platform.python_version()}, "
         f"{platform.system()} {platform.release()} {platform.machine()}, {libraries}",
     )
-    reason = provider.why_not()
-    if reason:
-        found, _, remedy = reason.partition(": ")
-        yield Check(
-            "mounting", "fail", found, remedy or "use Linux, or a machine of which you control the kernel"
-        )
-    else:
-        yield Check("mounting", "ok", "/dev/fuse can be opened")
-    yield from _privileges()
+    yield from machine.mounting()
     try:
         yield Check("runtime directory", "ok", str(registry.runtime_dir()))
     except MountError as exc:
@@ -97,51 +75,6 @@ def _machine() -> Iterator[Check]:
             yield Check(f"mount {entry.mountpoint}", "warn", str(state), f"wsfuse umount {entry.mountpoint}")
         else:
             yield Check(f"mount {entry.mountpoint}", "ok", str(state))
-
-
-def _privileges() -> Iterator[Check]:
-    process = _process_status()
-    if os.geteuid() == 0:
-        if int(process.get("CapEff", "0"), 16) & 1 << _CAP_SYS_ADMIN:
-            yield Check("privileges", "ok", "root, may mount")
-        else:
-            yield Check(
-                "privileges",
-                "fail",
-                "root without CAP_SYS_ADMIN: mount(2) will be refused",
-                "start the container with --cap-add SYS_ADMIN --device /dev/fuse",
-            )
-        return
-    helper = shutil.which("fusermount3")
-    if helper is None:
-        return  # told by `mounting` already
-    if process.get("NoNewPrivs") == "1":
-        yield Check(
-            "fusermount3",
-            "fail",
-            "this process may not gain privileges, so the setuid helper cannot work",
-            "in Kubernetes set allowPrivilegeEscalation: true, or mount from a privileged helper",
-        )
-    elif os.stat(helper).st_mode & stat.S_ISUID:
-        yield Check("fusermount3", "ok", helper)
-    else:
-        yield Check("fusermount3", "warn", f"{helper} is not setuid root", f"chmod u+s {helper}, as root")
-    try:
-        with open("/etc/fuse.conf", encoding="utf-8") as file:
-            allowed = any(line.strip() == "user_allow_other" for line in file)
-    except OSError:
-        allowed = False
-    yield Check(
-        "--allow-other", "ok", "allowed" if allowed else "not allowed (user_allow_other in /etc/fuse.conf)"
-    )
-
-
-def _process_status() -> dict[str, str]:
-    try:
-        with open("/proc/self/status", encoding="utf-8") as file:
-            return {name: value.strip() for name, _, value in (line.partition(":") for line in file)}
-    except OSError:
-        return {}
 
 
 # --- the server ------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import pytest
 
 from jupyter_wsfuse import __version__
 from jupyter_wsfuse.host import host_id
-from jupyter_wsfuse.mount import provider, registry
+from jupyter_wsfuse.mount import machine, provider, registry
 from jupyter_wsfuse.ui import doctor
 from jupyter_wsfuse.ui.cli import main
 
@@ -168,7 +168,7 @@ def ordinary(monkeypatch: pytest.MonkeyPatch, helper: str | None, status: dict[s
     monkeypatch.setattr("shutil.which", lambda name: helper)
     monkeypatch.setattr(os, "access", lambda path, mode: True)
     monkeypatch.setattr(os.path, "exists", lambda path: True)
-    monkeypatch.setattr(doctor, "_process_status", lambda: status)
+    monkeypatch.setattr(machine, "_process_status", lambda: status)
 
 
 def test_an_ordinary_user_s_helper(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -186,9 +186,9 @@ def test_an_ordinary_user_s_helper(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 def test_a_root_that_may_not_mount(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(doctor, "_process_status", lambda: {"CapEff": "0"})
+    monkeypatch.setattr(machine, "_process_status", lambda: {"CapEff": "0"})
     assert "--cap-add SYS_ADMIN" in checks()["privileges"]["remedy"]
-    monkeypatch.setattr(doctor, "_process_status", lambda: {"CapEff": "1ffffffffff"})
+    monkeypatch.setattr(machine, "_process_status", lambda: {"CapEff": "1ffffffffff"})
     assert checks()["privileges"]["result"] == "ok"
 
 
