@@ -84,6 +84,8 @@ class Dispatcher:
         #: Requests of one session that nobody waits for and that are at work at a time: the others find workers free.
         self._most_behind = max(1, pool.size // 4)
         self._complained: set[tuple[str, str]] = set()
+        #: Told of each request that has changed something, while somebody wants to know where.
+        self.on_change: Callable[[Session, Request], None] | None = None
         self._admitted: deque[Passenger] = deque()
         self._admitting = False
         self._locks = LockRequests(
@@ -535,6 +537,8 @@ class Dispatcher:
     def _tell(self, session: Session, request: Any, reply: Reply) -> None:
         context = session.context
         assert context is not None
+        if self.on_change is not None:
+            self.on_change(session, request)
 
         def find(id: int) -> Identity | None:
             try:

@@ -106,6 +106,18 @@ class Held:
     def amount(self) -> float:
         return self._stages[self._at][1]
 
+    @property
+    def name(self) -> str:
+        """The class of the limit at which it waits."""
+        return self._stages[self._at][0].name
+
+    @property
+    def patience(self) -> float:
+        """Seconds that it may be held back yet, at most."""
+        limits = self._stages[self._at][0].limits
+        waited = self.waited + perf_counter_ns() - self._since
+        return max(0.0, limits.max_wait - waited / 1e9)
+
     def go(self) -> bool:
         """Take what is there at once. True: nothing is in the way, and *admitted* is not called."""
         while self._at < len(self._stages):
@@ -186,6 +198,7 @@ class Stage:
         #: How many wait here. Some in the queue may have given up.
         self.held = 0
 
+    name = ""
     words = ""
 
     def take(self, amount: float) -> bool:
@@ -325,6 +338,8 @@ class Bucket(Stage):
 
 class Slots(Stage):
     """At most *limit* requests at work at a time."""
+
+    name = "in_flight"
 
     def __init__(self, limits: Limits, limit: int | None) -> None:
         super().__init__(limits)
@@ -529,12 +544,7 @@ class Limiter:
         """For the status, ready for JSON. By class its limit, how many ``allowed``, ``delayed`` and ``refused``, the
         seconds ``waited`` and how many wait now; ``below``: the same of the limits of its sessions in all."""
         limits = self.limits
-        shown: dict[str, Any] = {name: stage.describe() for name, stage in self._stages.items()}
-        if self._slots is not None:
-            shown["in_flight"] = self._slots.describe()
-        shown["handles"] = {
-            "limit": limits.handles, "used": self._handles, "refused": self._handles_refused
-        }  # fmt: skip
+        shown = self.own()
         if limits.sessions is not None:
             shown["sessions"] = {"limit": limits.sessions, "refused": self._sessions_refused}
         below: dict[str, Counters] = {}
@@ -543,6 +553,16 @@ class Limiter:
         shown["below"] = {name: counters.describe() for name, counters in sorted(below.items())}
         shown["max_wait"] = limits.max_wait
         shown["refuse"] = limits.refuse
+        return shown
+
+    def own(self) -> dict[str, Any]:
+        """Of :meth:`describe` what is about each limit of its own."""
+        shown: dict[str, Any] = {name: stage.describe() for name, stage in self._stages.items()}
+        if self._slots is not None:
+            shown["in_flight"] = self._slots.describe()
+        shown["handles"] = {
+            "limit": self.limits.handles, "used": self._handles, "refused": self._handles_refused
+        }  # fmt: skip
         return shown
 
     def _below(self) -> list[tuple[str, Counters]]:

@@ -26,7 +26,7 @@ import uvloop
 from ..errors import WsFuseError
 from .auditstore import AuditStore
 from .config import Config, read_config
-from .control import Control
+from .control import Control, Handler
 from .hardening import Confinement, confine, harden
 from .replay import StateDir
 from .server import EngineServer
@@ -119,7 +119,14 @@ async def serve(
     def assign(principal: str, groups: list[str], tenant: str) -> str:
         return sessions.tenants.assign(principal, groups, tenant).name
 
-    control = Control(loop, {"revoke": sessions.revoke, "assign": assign, "status": server.status})
+    handlers: dict[str, Handler] = {
+        "revoke": sessions.revoke,
+        "assign": assign,
+        "status": server.status,
+        "panel": sessions.panel.look,
+        "reset": sessions.panel.reset,
+    }
+    control = Control(loop, handlers)
     port = await server.listen()
     announce = {"port": port, "pid": os.getpid(), "epoch": sessions.epoch}
     os.write(1, json.dumps(announce).encode() + b"\n")

@@ -51,9 +51,9 @@ class Operation:
             "mean_us": round(times.mean / 1000, 3),
             "min_us": times.shortest / 1000,
             "max_us": times.longest / 1000,
-            "p50_us": times.quantile(0.5) / 1000,
-            "p95_us": times.quantile(0.95) / 1000,
-            "p99_us": times.quantile(0.99) / 1000,
+            "p50_us": p50 / 1000,
+            "p95_us": p95 / 1000,
+            "p99_us": p99 / 1000,
             "disk_us": self.disk / 1000,
             "limit_us": self.limit / 1000,
             "bytes": self.bytes,
@@ -133,6 +133,20 @@ class Profiler:
     def slowest(self) -> list[dict[str, Any]]:
         """The last operations that were slow, the newest first, ready for JSON."""
         return list(reversed(self._slow))
+
+    def counts(self) -> dict[str, int]:
+        """How often each operation was executed."""
+        return {name: operation.times.count for name, operation in self._operations.items()}
+
+    def row(self, name: str) -> dict[str, Any]:
+        """:meth:`snapshot` of one operation that was used."""
+        return self._operations[name].snapshot()
+
+    def reset(self) -> None:
+        """Count from zero again."""
+        self._operations.clear()
+        self._slow.clear()
+        self.slow_count = 0
 
     def merge(self, other: Profiler) -> None:
         """Add what *other* has counted: for sums over tenants. Its slow operations stay its own."""

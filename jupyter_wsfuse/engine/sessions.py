@@ -13,7 +13,7 @@ import logging
 import os
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from ..busypoll import BusyPoll
@@ -29,6 +29,7 @@ from .config import Config
 from .dispatcher import Dispatcher
 from .leases import Leaser, most_watches
 from .locks import Hold, LockTable
+from .panel import Panel
 from .profiler import Profiler
 from .replay import ReplayLog, StateDir
 from .session import Connection, Session
@@ -109,6 +110,7 @@ class Sessions:
             begin=self.watcher.ours.begin,
         )  # fmt: skip
         verifier = TicketVerifier(config.key, config.audience, clock)
+        self.panel = Panel(self, self.dispatcher, self.watcher)
         self._admission = Admission(self, verifier, self._revoked)
         self.greet = self._admission.greet
         self._take_up(state.recover(config.grace))
@@ -140,6 +142,13 @@ class Sessions:
     def __len__(self) -> int:
         """How many sessions there are, those without connection included."""
         return len(self._sessions)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(list(self._sessions.values()))
+
+    def workspaces(self) -> list[Workspace]:
+        """Of all tenants that were used."""
+        return list(self._workspaces.values())
 
     def describe(self) -> list[dict[str, Any]]:
         """All sessions, for the status page."""
@@ -519,6 +528,7 @@ class Sessions:
             workspace.close()
         self.pool.stop(0.1)
         self._heartbeat.cancel()
+        self.panel.close()
         if self._looking_again is not None:
             self._looking_again.cancel()
         if not self.watcher.unable:

@@ -95,6 +95,8 @@ class Watcher:
             _LOG.warning("clients are not told of changes: %s", self.unable)
         self.leases = Leases(self.queue, watches=watches, each=each, ended=ended)
         self.events = self.echoes = self.overflows = 0
+        #: Told of each change behind the mounts that is noticed, while somebody wants to know where.
+        self.on_change: Callable[[Watched], None] | None = None
         self._mark = mark
         self._again = again
         self._wall = wall
@@ -252,6 +254,8 @@ class Watcher:
             other = self.leases.on(place[0])
             if other is not None:
                 holders += list(other.holders)
+        if by is None and self.on_change is not None:
+            self.on_change(watched)
         news = [session for session in holders if by is None or session.workspace is not by]
         for session in news:
             session.pending.add([place])
