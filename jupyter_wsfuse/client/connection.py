@@ -267,11 +267,13 @@ class Connection:
         self._flush_soon()
 
     def status(self) -> dict[str, Any]:
-        """For people: JSON-able, without secrets. ``since`` in seconds since the epoch, ``deadline`` in seconds.
+        """For people: JSON-able, without secrets. ``session``: the beginning of its id, as the engine names it.
+        ``since`` in seconds since the epoch, ``deadline`` in seconds.
         ``read_only``: the server lets nothing be changed, as it said last. ``told``: it tells of changes; if not,
         ``untold_because`` says why."""
         return {
             "state": self._state,
+            "session": self._session.session[:16],
             "transport": self._transport,
             "read_only": self._welcome is not None and self._welcome.read_only,
             "told": self._welcome is not None and LEASES in self._welcome.features,

@@ -25,6 +25,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 from .api import (
     Caller,
@@ -86,6 +87,16 @@ class Vfs(
 
     async def start(self) -> None:
         """Before the connection is opened. What can be wrong with the mount shows in :meth:`recover`."""
+
+    def unsynced(self) -> list[tuple[bytes, int]]:
+        """Files with data that are not on the server yet: path, and how many bytes. What is written goes to the server
+        before it is acknowledged, so there are none."""
+        return []
+
+    def rescue(self) -> dict[str, dict[str, Any]]:
+        """What could not be brought to the server and was kept here, by name: ``{path, reason, bytes, time}``. As
+        nothing is acknowledged before it is there, nothing has to be kept."""
+        return {}
 
     async def stop(self) -> None:
         """The mount is gone or handed on: notifications find nobody any more."""

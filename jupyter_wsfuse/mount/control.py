@@ -215,7 +215,7 @@ class Channel:
 
 
 @contextlib.contextmanager
-def _short(path: Path) -> Iterator[str]:
+def short_address(path: Path) -> Iterator[str]:
     """*path* as an address of at most 108 bytes, however deep it is."""
     directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -245,7 +245,7 @@ class ControlServer:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             os.fchmod(sock.fileno(), 0o600)  # before bind: the socket file never has another mode
-            with _short(self._path) as address:
+            with short_address(self._path) as address:
                 sock.bind(address)
             self._server = await asyncio.start_unix_server(self._serve, sock=sock, limit=1 << 16)
         except BaseException:
@@ -303,7 +303,7 @@ class Client:
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self._sock.settimeout(timeout)
         try:
-            with _short(path) as address:
+            with short_address(path) as address:
                 self._sock.connect(address)
             if peer_uid(self._sock) not in (0, os.getuid()):
                 raise NotMountedError(f"{path} belongs to another user")

@@ -56,6 +56,9 @@ _DRIVER: Final = "mount.driver"
 _HEARTBEAT: Final = 5.0
 _PATIENCE: Final = 15.0
 
+#: Files with data that are not on the server yet which are named.
+MOST_UNSYNCED: Final = 200
+
 #: Seconds that saying goodbye to the server may take: the user waits for his ``umount``.
 _GOODBYE: Final = 1.5
 
@@ -243,7 +246,12 @@ class Daemon:
 
     async def _answer(self, op: str, arguments: dict[str, Any]) -> Any:
         if op == "status":
-            return {"since": self._since, "connection": self._connection.status()}
+            status = {"since": self._since, "connection": self._connection.status()}
+            if arguments.get("figures"):
+                status["figures"] = self._profiling.figures(bool(arguments.get("profile")))
+            return status
+        if op == "unsynced":
+            return [[os.fsdecode(path), size] for path, size in self._vfs.unsynced()[:MOST_UNSYNCED]]
         if op == "stats":
             return await self._profiling.stats(bool(arguments.get("reset")))
         if op == "profile.begin":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import secrets
 import time
 from collections.abc import Callable
@@ -19,8 +20,24 @@ from jupyter_wsfuse.protocol.messages import Stats, StatsReply
 PATIENCE: Final = 1.0
 #: Profiles taken at a time; one more ends the oldest, whose taker is probably gone.
 PROFILES: Final = 8
+#: Slow operations that are shown of those that are remembered.
+SHOWN: Final = 20
+#: Things that could not be brought to the server which are shown.
+RESCUED: Final = 50
 #: Figures that a server gives of a request; see :class:`~jupyter_wsfuse.protocol.messages.StatsReply`.
 _FIGURES: Final = 6
+
+
+def figures(vfs: Vfs) -> dict[str, Any]:
+    """Of :meth:`Profiling.figures` what is always there."""
+    cache, pages = vfs.cache, vfs.pages
+    return {
+        "operations": sum(operation.times.count for operation in vfs.stats.values()),
+        "hits": cache.hits + pages.hits,
+        "misses": cache.misses + pages.misses,
+        "unsynced": sum(size for _, size in vfs.unsynced()),
+        "rescue": dict(itertools.islice(vfs.rescue().items(), RESCUED)),
+    }
 
 
 class Profiling:
@@ -36,6 +53,7 @@ class Profiling:
         self._connected = connected
         self._base: ServerTotals = {}
         self._profiles: dict[str, Profile] = {}
+        self._rows: dict[str, tuple[int, dict[str, Any]]] = {}
 
     async def stats(self, reset: bool = False) -> dict[str, Any]:
         """``{operations, waiting, slow, slow_count, cache, pages, prefetch, disk, since}``; see
@@ -56,8 +74,30 @@ class Profiling:
         }
         if reset:
             stats.reset()
+            self._rows.clear()
             self._since = time.time()
             self._base = server or {}
+        return found
+
+    def figures(self, profile: bool = False) -> dict[str, Any]:
+        """What somebody who looks on is shown again and again; the server is not asked for its part.
+
+        ``operations``: how many there were; ``hits`` and ``misses`` of what is remembered; ``unsynced``: bytes that are
+        not on the server yet; ``rescue``: what could not be brought there, see :meth:`.Vfs.rescue`. *profile*: with
+        ``profile``, ``{operations, slow}`` as in :meth:`stats`.
+        """
+        found = figures(self._vfs)
+        if profile:
+            stats = self._vfs.stats
+            operations = {}
+            for name, operation in stats.items():
+                count = operation.times.count
+                known = self._rows.get(name)
+                if known is None or known[0] != count:
+                    known = self._rows[name] = (count, operation.snapshot())
+                if count:
+                    operations[name] = known[1]
+            found["profile"] = {"operations": operations, "slow": list(reversed(stats.slow))[:SHOWN]}
         return found
 
     async def begin(self) -> str:

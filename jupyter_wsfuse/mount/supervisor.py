@@ -320,14 +320,16 @@ class Supervisor:
     async def _control(self, op: str, arguments: dict[str, Any]) -> Any:
         assert self._claim is not None
         if op == "status":
-            return await self._status()
-        if op in ("stats", "profile.begin", "profile.end"):
+            return await self._status(
+                **{name: True for name in ("figures", "profile") if arguments.get(name)}
+            )
+        if op in ("stats", "profile.begin", "profile.end", "unsynced"):
             assert self._daemon is not None
             passed = {name: arguments[name] for name in ("reset", "name") if name in arguments}
             return await self._daemon.request(op, timeout=3.0, **passed)
         if op == "sync":
             try:
-                await self._sync(float(arguments.get("timeout", self.config.deadline)))
+                await self._sync(float(arguments.get("patience", self.config.deadline)))
             except TimeoutError as exc:
                 raise MountError(
                     "not synced: the server did not answer in time; `wsfuse status` tells more"
@@ -342,12 +344,12 @@ class Supervisor:
             return await asyncio.shield(self._outcome)
         raise MountError(f"unknown request {op!r}: the mount was made by another version of wsfuse")
 
-    async def _status(self) -> dict[str, Any]:
+    async def _status(self, **wanted: bool) -> dict[str, Any]:
         daemon: dict[str, Any] = {}
         answering = False
         if self._daemon is not None:
             with contextlib.suppress(WsFuseError, TimeoutError):
-                daemon = await self._daemon.request("status", timeout=2.0)
+                daemon = await self._daemon.request("status", timeout=2.0, **wanted)
                 answering = True
         return {**self._public(), "daemon": {"pid": self._daemon_pid(), "answering": answering, **daemon}}
 
