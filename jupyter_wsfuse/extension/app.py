@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from jupyter_server.extension.application import ExtensionApp
 from prometheus_client import REGISTRY
 from traitlets.config import Config
 
-from jupyter_wsfuse.extension import audit_api, base, handlers, tokens_api
+from jupyter_wsfuse.extension import audit_api, base, feed, handlers, tokens_api
+from jupyter_wsfuse.extension.collector import Collector
 from jupyter_wsfuse.extension.events import Events
+from jupyter_wsfuse.extension.feedstate import Place, address
 from jupyter_wsfuse.extension.metrics import EngineCollector
 from jupyter_wsfuse.extension.settings import Settings, WsFuse
+from jupyter_wsfuse.extension.steward import Steward
 from jupyter_wsfuse.extension.supervisor import EngineSupervisor
 from jupyter_wsfuse.extension.tokens import workspace_name
 from jupyter_wsfuse.extension.tokenstore import TokenStore
@@ -29,6 +33,10 @@ def _ipython_dirs() -> list[str]:
     named = os.environ.get("IPYTHONDIR", "")
     found = [os.path.join(home, ".ipython"), os.path.join(config, "ipython")]
     return [os.path.abspath(os.path.expanduser(path)) for path in (named, *found) if path]
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 class WsFuseApp(ExtensionApp):
@@ -71,26 +79,38 @@ class WsFuseApp(ExtensionApp):
                 *_ipython_dirs(),
             ],
         )
-        self.collector = EngineCollector(self.supervisor)
-        REGISTRY.register(self.collector)
+        self.metrics = EngineCollector(self.supervisor)
+        REGISTRY.register(self.metrics)
+        log = self.serverapp.log
+        self.collector = Collector(settings, self.supervisor, Steward(log), self._place, log)
         self.settings[base.SETTINGS] = settings
         self.settings[base.SUPERVISOR] = self.supervisor
         self.settings[base.TOKENS] = tokens
         self.settings[base.EVENTS] = events
+        self.settings[feed.COLLECTOR] = self.collector
         # In milliseconds, as for all of Jupyter's WebSockets, which ignore ServerApp.websocket_ping_interval. Proxies
         # commonly cut a connection that was silent for 60 seconds.
         self.settings.setdefault("ws_ping_interval", 30_000)
 
     def initialize_handlers(self) -> None:
-        self.handlers.extend([*handlers.HANDLERS, *tokens_api.HANDLERS, *audit_api.HANDLERS])
+        self.handlers.extend([*handlers.HANDLERS, *tokens_api.HANDLERS, *audit_api.HANDLERS, *feed.HANDLERS])
 
     async def stop_extension(self) -> None:
         """Called by the server when it stops."""
         supervisor: EngineSupervisor | None = getattr(self, "supervisor", None)
         if supervisor is not None:  # None: the extension failed to load
             with contextlib.suppress(KeyError):  # a second call
-                REGISTRY.unregister(self.collector)
+                REGISTRY.unregister(self.metrics)
+            await self.collector.close()
             await supervisor.stop()
+
+    def _place(self) -> Place:
+        app = self.serverapp
+        assert app is not None
+        scheme = "https" if app.certfile else "http"
+        hosts = {"127.0.0.1", app.ip, socket.gethostname()}
+        urls = {f"{scheme}://{_in_url(host)}:{app.port}{app.base_url}" for host in hosts if host}
+        return Place(os.path.realpath(app.root_dir), frozenset(map(address, urls)))
 
     def _note_activity(self) -> None:
         # Keys of this form are what the server, and through it a Hub's culler, takes the last activity from.

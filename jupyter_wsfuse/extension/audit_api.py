@@ -33,7 +33,7 @@ DEFAULT_LIMIT: Final = "1000"
 #: Entries read at a time, in one thread's turn.
 _BATCH: Final = 256
 #: Questions that are worked on at a time; further ones wait.
-_SLOTS: Final = 4
+SLOTS: Final = 4
 
 
 class _Handler(WsFuseHandler, APIHandler):
@@ -47,7 +47,7 @@ class _Handler(WsFuseHandler, APIHandler):
         return False
 
     def slot(self) -> asyncio.Semaphore:
-        return self.settings.setdefault("wsfuse_audit_slots", asyncio.Semaphore(_SLOTS))
+        return self.settings.setdefault("wsfuse_audit_slots", asyncio.Semaphore(SLOTS))
 
     @property
     def directory(self) -> Path:

@@ -229,6 +229,10 @@ class EngineSupervisor:
         pause = max(0.0, self._next_try - clock())
         raise EngineUnavailable(f"the file engine does not run: {self.error}", pause)
 
+    async def change(self) -> None:
+        """Wait for the next change of :attr:`state`."""
+        await self._changed.wait()
+
     def info(self) -> dict[str, Any]:
         """The engine's state for people: ``state``, ``pid``, ``restarts``, ``error``."""
         pid = self._endpoint.pid if self._endpoint is not None else None
@@ -328,7 +332,7 @@ class EngineSupervisor:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             limit=_MAX_LINE,
-            env=_environment(),
+            env=environment(),
             # Ctrl-C in the terminal asks the server, who may say no; the engine must not die of it first.
             start_new_session=True,
         )
@@ -513,7 +517,7 @@ class EngineSupervisor:
         changed.set()
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """The server's environment without its credentials, and this very package importable."""
     environ = {name: value for name, value in os.environ.items() if not name.endswith("_TOKEN")}
     package = str(Path(__file__).resolve().parents[2])

@@ -24,7 +24,7 @@ from jupyter_wsfuse.extension.supervisor import (
     CommandError,
     EngineSupervisor,
     EngineUnavailable,
-    _environment,
+    environment,
 )
 from jupyter_wsfuse.extension.tokens import StoreError
 from jupyter_wsfuse.protocol.tickets import TicketVerifier, TokenClaims, bearer
@@ -438,13 +438,13 @@ async def test_a_status_that_is_not_one(make: Make, monkeypatch: pytest.MonkeyPa
 
 def test_a_checkout_and_an_installation_can_both_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "relative")
-    first = _environment()["PYTHONPATH"].split(os.pathsep)
+    first = environment()["PYTHONPATH"].split(os.pathsep)
     assert first[0] == os.path.abspath("relative")
     monkeypatch.setattr(
         "jupyter_wsfuse.extension.supervisor.__file__", "/venv/site-packages/p/extension/s.py"
     )
     monkeypatch.delenv("PYTHONPATH")
-    assert "PYTHONPATH" not in _environment()
+    assert "PYTHONPATH" not in environment()
 
 
 async def test_a_slow_start_is_not_waited_for_beyond_the_limit(make: Make) -> None:
