@@ -79,15 +79,18 @@ class Panel:
 
     # --- the question ---------------------------------------------------------------------------------------
 
-    def look(self, views: Collection[str] = (), principals: list[str] | None = None) -> dict[str, Any]:
+    def look(
+        self, views: Collection[str] = (), principals: list[str] | None = None, peek: bool = False
+    ) -> dict[str, Any]:
         """The sessions, and of their tenants what *views* ("profile", "limits", "audit") need. *principals*: whose
         sessions; None: all, and all tenants.
 
         ``sessions``: by the beginning of their id what :meth:`_session` says; ``count``: how many there are.
         ``tenants``: by name what :meth:`_tenant` says. ``changed``: by tenant the folders in which something changed
-        since the last question, relative to its root; null: too many to name.
+        since the last question, relative to its root; null: too many to name. *peek*: somebody only wants to know once.
         """
-        self._watch()
+        if not peek:
+            self._watch()
         chosen = [s for s in self._sessions if principals is None or s.principal in principals]
         names = {session.tenant.name for session in chosen}
         shown = chosen[-MOST_SESSIONS:]
@@ -96,7 +99,9 @@ class Panel:
             for workspace in self._sessions.workspaces()
             if principals is None or workspace.tenant.name in names
         }
-        changed, self._folders = self._folders, {}
+        changed: dict[str, set[bytes] | None] = {}
+        if not peek:
+            changed, self._folders = self._folders, {}
         answer = {
             "epoch": self._sessions.epoch,
             "uptime_s": round(self._loop.time() - self._started, 1),
@@ -135,7 +140,8 @@ class Panel:
         totals = session.profile.operations()
         held = sum(row[4] for row in totals.values())
         before = self._held.get(session.id, 0)
-        self._held[session.id] = held
+        if self.watched:
+            self._held[session.id] = held
         throttled: dict[str, Any] | None = None
         if session.held:
             oldest = next(iter(session.held.values()))
@@ -147,6 +153,7 @@ class Panel:
             "tenant": session.tenant.name,
             "principal": session.principal,
             "address": session.address,
+            "token": session.token_id,
             "transport": session.transport,
             "connected": session.connection is not None,
             "read_only": session.read_only,
@@ -163,7 +170,10 @@ class Panel:
 
     def _tenant(self, workspace: Workspace, views: Collection[str], *, whole: bool) -> dict[str, Any]:
         tenant = workspace.tenant
-        found: dict[str, Any] = {"root": os.fsdecode(tenant.root), "hide": tenant.hide}
+        found: dict[str, Any] = {
+            "root": os.fsdecode(self._root(workspace) or tenant.root),
+            "hide": tenant.hide,
+        }
         if "profile" in views:
             found["operations"] = self._operations(tenant.name, workspace.profiler)
             found["slow"] = workspace.profiler.slowest()[:MOST_SLOW] if whole else []

@@ -14,8 +14,8 @@ from jupyter_server.extension.application import ExtensionApp
 from prometheus_client import REGISTRY
 from traitlets.config import Config
 
-from jupyter_wsfuse.extension import audit_api, base, feed, handlers, tokens_api
-from jupyter_wsfuse.extension.collector import Collector
+from jupyter_wsfuse.extension import audit_api, base, feed, handlers, mounts_api, tokens_api
+from jupyter_wsfuse.extension.collector import COLLECTOR, Collector
 from jupyter_wsfuse.extension.events import Events
 from jupyter_wsfuse.extension.feedstate import Place, address
 from jupyter_wsfuse.extension.metrics import EngineCollector
@@ -87,13 +87,14 @@ class WsFuseApp(ExtensionApp):
         self.settings[base.SUPERVISOR] = self.supervisor
         self.settings[base.TOKENS] = tokens
         self.settings[base.EVENTS] = events
-        self.settings[feed.COLLECTOR] = self.collector
+        self.settings[COLLECTOR] = self.collector
         # In milliseconds, as for all of Jupyter's WebSockets, which ignore ServerApp.websocket_ping_interval. Proxies
         # commonly cut a connection that was silent for 60 seconds.
         self.settings.setdefault("ws_ping_interval", 30_000)
 
     def initialize_handlers(self) -> None:
-        self.handlers.extend([*handlers.HANDLERS, *tokens_api.HANDLERS, *audit_api.HANDLERS, *feed.HANDLERS])
+        for part in (handlers, tokens_api, audit_api, feed, mounts_api):
+            self.handlers.extend(part.HANDLERS)
 
     async def stop_extension(self) -> None:
         """Called by the server when it stops."""
@@ -110,7 +111,12 @@ class WsFuseApp(ExtensionApp):
         scheme = "https" if app.certfile else "http"
         hosts = {"127.0.0.1", app.ip, socket.gethostname()}
         urls = {f"{scheme}://{_in_url(host)}:{app.port}{app.base_url}" for host in hosts if host}
-        return Place(os.path.realpath(app.root_dir), frozenset(map(address, urls)))
+        own = "127.0.0.1" if app.ip in ("", "*", "0.0.0.0", "::", "localhost") else app.ip
+        return Place(
+            os.path.realpath(app.root_dir),
+            frozenset(map(address, urls)),
+            "" if app.sock else f"{scheme}://{_in_url(own)}:{app.port}{app.base_url}",
+        )
 
     def _note_activity(self) -> None:
         # Keys of this form are what the server, and through it a Hub's culler, takes the last activity from.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -18,11 +17,12 @@ from typing import Any, Final, Protocol
 
 from jupyter_wsfuse.errors import WsFuseError
 from jupyter_wsfuse.extension.audittail import AuditTail, Entry
-from jupyter_wsfuse.extension.feedstate import Place, Rates, Snapshot, Viewer, counters
+from jupyter_wsfuse.extension.feedstate import Mounts, Place, Rates, Snapshot, Viewer, counters, session_of
 from jupyter_wsfuse.extension.settings import Settings
 from jupyter_wsfuse.extension.steward import Steward, StewardError
 from jupyter_wsfuse.extension.supervisor import CommandError, EngineSupervisor, EngineUnavailable
 
+COLLECTOR: Final = "wsfuse_collector"
 #: Seconds between two looks, and that the steward is waited for.
 INTERVAL: Final = 0.5
 _MOUNTS_PATIENCE: Final = 0.3
@@ -63,7 +63,6 @@ class Collector:
     ) -> None:
         self._where = place
         self.steward = steward
-        self.real = functools.lru_cache(maxsize=1000)(os.path.realpath)
         self._settings = settings
         self._supervisor = supervisor
         self._log = log
@@ -124,6 +123,18 @@ class Collector:
                 return {"available": False, "reason": str(exc), "advice": "look at the Jupyter server's log"}
         return self._fuse
 
+    async def find(self, viewer: Viewer) -> Mounts:
+        """The mounts of *viewer* as they are now. Raises :class:`StewardError`."""
+        principals = None if viewer.principal is None else [viewer.principal]
+        try:
+            panel = await self._supervisor.command("panel", principals=principals, peek=True)
+        except (EngineUnavailable, CommandError):
+            panel = {}
+        mounts = await self.steward.request("look", _STEWARD_TIMEOUT)
+        self._note_owners(panel, mounts)
+        snapshot = Snapshot(time.time(), self._supervisor.info(), panel, mounts, owners=self._owners)
+        return Mounts(snapshot, viewer, self.place)
+
     def owner(self, mount: str, principal: str) -> None:
         """Who mounted *mount*, the id of one on this machine."""
         self._owners[mount] = principal
@@ -175,11 +186,7 @@ class Collector:
         )
         if read is not None:
             entries, missed = read
-        for mount in mounts:
-            connection = (mount.get("daemon") or {}).get("connection") or {}
-            session = panel.get("sessions", {}).get(connection.get("session"))
-            if session is not None:
-                self.owner(mount["id"], session["principal"])
+        self._note_owners(panel, mounts)
         self._rates.update(counters(panel, mounts), time.monotonic())
         self.looks += 1
         engine = {**self._supervisor.info(), "uptime_s": panel.get("uptime_s")}
@@ -188,6 +195,12 @@ class Collector:
             if read is not None and page.wants_audit:
                 page.recorded(entries, missed)
             page.looked(snapshot)
+
+    def _note_owners(self, panel: dict[str, Any], mounts: list[dict[str, Any]]) -> None:
+        for mount in mounts:
+            session = panel.get("sessions", {}).get(session_of(mount))
+            if session is not None:
+                self.owner(mount["id"], session["principal"])
 
     async def _ask_engine(self, views: frozenset[str]) -> dict[str, Any]:
         principals = None

@@ -23,12 +23,11 @@ from jupyter_wsfuse.auditlog import Filter, query
 from jupyter_wsfuse.extension import audit_api
 from jupyter_wsfuse.extension.audittail import Entry
 from jupyter_wsfuse.extension.base import WsFuseHandler
-from jupyter_wsfuse.extension.collector import Collector
+from jupyter_wsfuse.extension.collector import COLLECTOR, Collector
 from jupyter_wsfuse.extension.feedstate import VIEWS, Snapshot, State, Viewer, build, changed_folders, diff
 
 #: Versions of the feed that this side speaks.
 SPOKEN: Final = (1,)
-COLLECTOR: Final = "wsfuse_collector"
 #: Seconds between two messages of state to a page; until it must have said hello; that it may take for one message.
 PACE: Final = 0.5
 _HELLO_TIMEOUT: Final = 20.0
@@ -173,7 +172,7 @@ class FeedHandler(WebSocketMixin, WebSocketHandler, WsFuseHandler):
     def looked(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
         if snapshot.panel.get("changed") and self._folders is not None:
-            found = changed_folders(snapshot.panel, self.viewer, self._collector.place, self._collector.real)
+            found = changed_folders(snapshot.panel, self.viewer, self._collector.place)
             if found is None or len(self._folders.union(found)) > _FOLDERS:
                 self._folders = None
             else:

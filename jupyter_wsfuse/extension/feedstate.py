@@ -7,7 +7,7 @@ A state holds objects, lists and plain values, and never null: what is not known
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -70,10 +70,12 @@ def without_null(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Place:
-    """The server: its file browser's ``root`` (an absolute path), and the ``urls`` by which it can be mounted."""
+    """The server: its file browser's ``root`` (an absolute path), the ``urls`` by which it is mounted on this machine,
+    and the ``url`` by which the panel does it; empty: it cannot."""
 
     root: str
     urls: frozenset[tuple[str, int, str]] = frozenset()
+    url: str = ""
 
     def folder(self, path: str) -> str | None:
         """*path*, an absolute one, as the file browser names it; None: it is not in there."""
@@ -238,11 +240,12 @@ class Mounts:
         self.rows: dict[str, State] = {}
         self.local: dict[str, Mapping[str, Any]] = {}
         self.sessions: dict[str, str] = {}
+        self._known = snapshot.sessions
         self._time = snapshot.time
         self._place = place
         for mount in snapshot.mounts:
             id = str(mount["id"])
-            name = _session_of(mount)
+            name = session_of(mount)
             session = snapshot.sessions.get(name)
             owner = snapshot.owners.get(id) if session is None else session["principal"]
             ours = session is not None or id in snapshot.owners or place.serves(str(mount.get("url", "")))
@@ -252,11 +255,15 @@ class Mounts:
                     self.sessions[id] = name
                 self.rows[id] = self._here(mount, session)
         self.shown = {name: id for id, name in self.sessions.items()}
-        taken = {_session_of(mount) for mount in snapshot.mounts}
+        taken = {session_of(mount) for mount in snapshot.mounts}
         for name, session in snapshot.sessions.items():
             if name not in taken and viewer.owns(session["principal"]):
                 self.sessions[name] = self.shown[name] = name
                 self.rows[name] = self._elsewhere(session)
+
+    def session(self, id: str) -> Mapping[str, Any]:
+        """What the engine says of the mount *id*; empty: nothing."""
+        return self._known.get(self.sessions.get(id, ""), {})
 
     def _here(self, mount: Mapping[str, Any], session: Mapping[str, Any] | None) -> State:
         connection = (mount.get("daemon") or {}).get("connection") or {}
@@ -316,7 +323,8 @@ class Mounts:
         }
 
 
-def _session_of(mount: Mapping[str, Any]) -> str:
+def session_of(mount: Mapping[str, Any]) -> str:
+    """The beginning of the id of the session that the steward says *mount* has; empty: none."""
     connection = (mount.get("daemon") or {}).get("connection") or {}
     return str(connection.get("session") or "")
 
@@ -404,7 +412,7 @@ def _profiles(snapshot: Snapshot, viewer: Viewer, mounts: Mounts) -> Iterator[tu
     for id in mounts.rows:
         local = mounts.local.get(id)
         found = ((local or {}).get("daemon") or {}).get("figures", {}).get("profile")
-        session = snapshot.sessions.get(mounts.sessions.get(id, ""), {})
+        session = mounts.session(id)
         if found is not None:
             operations = {name: _mount_operation(row) for name, row in found["operations"].items()}
             slow = _slow(found["slow"], "seconds", 1e6)
@@ -513,11 +521,8 @@ def _audit(snapshot: Snapshot) -> State:
     }
 
 
-def changed_folders(
-    panel: Mapping[str, Any], viewer: Viewer, place: Place, real: Callable[[str], str]
-) -> list[str] | None:
-    """The folders of the file browser that the engine's answer names as changed, for *viewer*; None: any may be.
-    *real* resolves the links of a tenant's root."""
+def changed_folders(panel: Mapping[str, Any], viewer: Viewer, place: Place) -> list[str] | None:
+    """The folders of the file browser that the engine's answer names as changed, for *viewer*; None: any may be."""
     found: set[str] = set()
     tenants = panel.get("tenants", {})
     his = {
@@ -531,9 +536,8 @@ def changed_folders(
             continue
         if folders is None:
             return None
-        root = real(tenant["root"])
         for folder in folders:
-            path = place.folder(os.path.normpath(os.path.join(root, folder)))
+            path = place.folder(os.path.normpath(os.path.join(tenant["root"], folder)))
             if path is not None:
                 found.add(path)
     return sorted(found)

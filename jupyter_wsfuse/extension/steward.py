@@ -95,7 +95,7 @@ class Steward:
         async with self._starting:
             if self._closed:
                 raise StewardError("gone", "the Jupyter server is stopping")
-            if self._process is None:
+            if self._process is None or self._process.returncode is not None:
                 process = await asyncio.create_subprocess_exec(
                     *self._command,
                     stdin=asyncio.subprocess.PIPE,

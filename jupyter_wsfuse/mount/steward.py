@@ -10,7 +10,7 @@ op            arguments                                               result
 ``look``      ``profile``: with what operations cost                  see :meth:`.Observer.look`
 ``fuse``                                                              ``{available, reason, advice}``
 ``mount``     ``url``, ``token``, ``path``, ``read_only``,            ``{id, mountpoint}``
-              ``tenant``
+              ``tenant``, ``outside``
 ``unmount``   ``mount``, ``force``                                    ``{outcome, users, warnings}``
 ``sync``      ``mount``                                               ``{synced}``
 ``unsynced``  ``mount``                                               ``{files: [{path, bytes}], bytes}``
@@ -18,7 +18,8 @@ op            arguments                                               result
 ============  ======================================================  ==========================================
 
 ``kind`` is one of "invalid" (what was asked), "fuse" (this machine does not mount), "missing" (no such mount), "busy"
-(somebody is in the way; ``users``, ``unsynced``), "failed" (anything else). ``mount`` is the id of an entry.
+(somebody is in the way; ``users``, ``unsynced``), "relay" (it would wait for itself), "failed" (anything else).
+``mount`` is the id of an entry.
 """
 
 from __future__ import annotations
@@ -111,15 +112,23 @@ class Steward:
         return await _blocking(_fuse, 5.0)
 
     async def mount(
-        self, url: str, token: str, path: str, read_only: bool = False, tenant: str = ""
+        self, url: str, token: str, path: str, read_only: bool = False, tenant: str = "", outside: str = ""
     ) -> dict[str, Any]:
-        """Mount the workspace of the server at *url* on *path*, which is absolute or begins with ``~``."""
+        """Mount the workspace of the server at *url* on *path*, which is absolute or begins with ``~``, and not in
+        *outside*."""
         able = await self.fuse()
         if not able["available"]:
             raise StewardError(
                 "fuse", "this machine does not mount", reason=able["reason"], advice=able["advice"]
             )
         mountpoint = await _blocking(lambda: check_mountpoint(path), 10.0)
+        if outside and (mountpoint + "/").startswith(outside.rstrip("/") + "/"):
+            raise StewardError(
+                "relay",
+                "direct connections are switched off here (WsFuse.allow_direct): the file browser would wait for the "
+                "server, which waits for the file browser",
+                advice=f"choose a folder outside of {outside}",
+            )
         try:
             server = discover(url, token)
         except DiscoveryError as exc:

@@ -320,7 +320,7 @@ def _folders(
     panel = _panel()
     panel["tenants"]["default"].update(root=root, hide=hide)
     panel["changed"] = {"default": changed}
-    return changed_folders(panel, viewer or Viewer(None), PLACE, lambda path: path)
+    return changed_folders(panel, viewer or Viewer(None), PLACE)
 
 
 def test_changed_folders_are_those_of_the_file_browser() -> None:

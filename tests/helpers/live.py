@@ -293,7 +293,10 @@ class Mount:
                     command = (directory / "cmdline").read_bytes()
                     environ = (directory / "environ").read_bytes()
                     ours = os.fsencode(f"WSFUSE_RUNTIME_DIR={self.env['WSFUSE_RUNTIME_DIR']}\0")
-                    if b"jupyter_wsfuse.mount." in command and ours in environ:
+                    if (
+                        re.search(rb"jupyter_wsfuse\.mount\.(supervisor|daemon)\b", command)
+                        and ours in environ
+                    ):
                         found.append(int(directory.name))
         return found
 
