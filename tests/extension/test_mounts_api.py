@@ -43,10 +43,9 @@ def call(server: live.Live, method: str, path: str, body: Any = None, **headers:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[live.Live]:
     home = tmp_path_factory.mktemp("actions")
     with live.start_server(home / "workspace", home / "home") as running:
-        # Requests are refused on purpose; with a 5xx, and a 403 of its own, Jupyter shows the headers as well.
-        running.expect_log(
-            r"ServerApp\] (400|403|404|409) (POST|DELETE) /wsfuse/api/", "wrote error|Forbidden", "XSRF"
-        )
+        # Requests are refused on purpose, and one has a body that is no JSON.
+        running.expect_log(r"ServerApp\] (400|403|404|409) (POST|DELETE) /wsfuse/api/")
+        running.expect_log("wrote error|Forbidden|XSRF|JSON", "^Traceback")
         yield running
 
 
