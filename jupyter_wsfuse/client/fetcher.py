@@ -45,6 +45,8 @@ _NEAR: Final = 2
 _ALLOWED: Final = (0, os.R_OK, os.X_OK, os.R_OK | os.X_OK)
 #: Requests for subtrees under way; from near by, one.
 _WALKS: Final = 2
+#: Entries of one answer to a request for subtrees.
+_PART: Final = 1024
 #: What an entry of a listing takes on the way, in bytes, about.
 _ENTRY: Final = 130
 
@@ -182,8 +184,14 @@ class Fetcher:
 
     async def _walk(self, path: bytes, plan: Plan) -> None:
         before = self.subtree.tally.issued
+        # In parts, so that he who walks need not wait until all of it is listed, has come, and was taken in.
+        count = min(-(-plan.limit // _PART), len(plan.refs))
+        size = -(-len(plan.refs) // count)
+        parts = [plan.refs[at : at + size] for at in range(0, len(plan.refs), size)]
         try:
-            await self._list(plan.refs, plan.limit, plan.depth, [])
+            await asyncio.gather(
+                *[self._list(part, plan.limit // len(parts), plan.depth, []) for part in parts]
+            )
         finally:
             self._walks -= 1
         if self.subtree.tally.issued > before and self.subtree.eager:

@@ -82,7 +82,7 @@ class Dispatcher:
         self._turns = Turns(self._presence, self._deal)
         self._crew = Crew(pool, self._presence)
         #: Requests of one session that nobody waits for and that are at work at a time: the others find workers free.
-        self._most_behind = max(1, pool.size // 4)
+        self._most_behind = max(1, pool.size // 8)
         self._complained: set[tuple[str, str]] = set()
         #: Told of each request that has changed something, while somebody wants to know where.
         self.on_change: Callable[[Session, Request], None] | None = None
