@@ -7,6 +7,7 @@ server does other things first. It fails silently: whoever needs it in the end a
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import os
 import time
@@ -31,7 +32,7 @@ from .directory import Directory
 from .pages import Pages
 from .prefetch import OVERHEAD, SMALL, Map, Tally
 from .siblings import Candidate, Siblings
-from .subtree import Plan, Subtree
+from .subtree import Subtree
 from .tree import Version
 from .window import Window
 
@@ -145,7 +146,7 @@ class Fetcher:
         if level >= len(LIMITS) or identity in self._listing or not self.wants("subtree"):
             return
         depth = 0 if level or self.subtree.near else _NEAR
-        self._start(self._list([ref], LIMITS[level], depth, [identity]))
+        self._list([ref], LIMITS[level], depth, [identity])
 
     async def listed(self, identity: Identity, *, alone: bool = False) -> None:
         """Until a listing of the directory that is under way, if one is, has come; with *alone*, if it is of
@@ -180,38 +181,44 @@ class Fetcher:
         plan = self.subtree.plan(path, self._listing.keys() | self._large.keys())
         if plan is not None and self.window.room() >= min(plan.limit * _ENTRY, self.window.limit // 2):
             self._walks += 1
-            self._start(self._walk(path, plan))
+            # In parts, so that he who walks need not wait until all of it is listed, has come, and was taken in.
+            count = min(-(-plan.limit // _PART), len(plan.refs))
+            size = -(-len(plan.refs) // count)
+            parts = [plan.refs[at : at + size] for at in range(0, len(plan.refs), size)]
+            limit = plan.limit // len(parts)
+            self._start(self._walk(path, [self._list(part, limit, plan.depth, []) for part in parts]))
 
-    async def _walk(self, path: bytes, plan: Plan) -> None:
+    async def _walk(self, path: bytes, parts: list[asyncio.Task[None]]) -> None:
         before = self.subtree.tally.issued
-        # In parts, so that he who walks need not wait until all of it is listed, has come, and was taken in.
-        count = min(-(-plan.limit // _PART), len(plan.refs))
-        size = -(-len(plan.refs) // count)
-        parts = [plan.refs[at : at + size] for at in range(0, len(plan.refs), size)]
         try:
-            await asyncio.gather(
-                *[self._list(part, plan.limit // len(parts), plan.depth, []) for part in parts]
-            )
+            await asyncio.gather(*parts)
         finally:
             self._walks -= 1
         if self.subtree.tally.issued > before and self.subtree.eager:
             self.walk(path)
 
-    def _list(
-        self, refs: list[Ref], limit: int, depth: int, asked: list[Identity]
-    ) -> Coroutine[Any, Any, None]:
-        """Ask for listings. Under way from now on, not only when what is returned begins to run."""
+    def _list(self, refs: list[Ref], limit: int, depth: int, asked: list[Identity]) -> asyncio.Task[None]:
+        """Ask for listings. They are under way from now on, not only when the task begins to run."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         wanted = [ref.identity for ref in refs if ref.identity is not None]
         for identity in wanted:
             self._listing[identity] = future
         if asked:
             self._single.add(future)
-        return self._ask_for(ListTree(0, refs, limit, depth, True), wanted, asked, future)
+        came = functools.partial(self._came, wanted, future)
+        task = self._start(self._ask_for(ListTree(0, refs, limit, depth, True), asked, came))
+        task.add_done_callback(lambda _: came())  # also if it was cancelled before it began
+        return task
 
-    async def _ask_for(
-        self, request: ListTree, wanted: list[Identity], asked: list[Identity], future: asyncio.Future[None]
-    ) -> None:
+    def _came(self, wanted: list[Identity], future: asyncio.Future[None]) -> None:
+        for identity in wanted:
+            if self._listing.get(identity) is future:
+                del self._listing[identity]
+        self._single.discard(future)
+        if not future.done():
+            future.set_result(None)
+
+    async def _ask_for(self, request: ListTree, asked: list[Identity], came: Callable[[], None]) -> None:
         since = self.cache.version
         token = self.window.sent(request.limit * _ENTRY)
         try:
@@ -219,17 +226,11 @@ class Fetcher:
             if type(reply) is TreeReply:
                 self.window.answered(token, _size_of(reply))
                 self.keep_tree(reply, since, asked)
-            else:
-                self.window.dropped(token)
         except OSError:
-            self.window.dropped(token)
+            pass
         finally:
-            for identity in wanted:
-                if self._listing.get(identity) is future:
-                    del self._listing[identity]
-            self._single.discard(future)
-            if not future.done():
-                future.set_result(None)
+            self.window.dropped(token)
+            came()
 
     # --- small files -----------------------------------------------------------------------------------
 
@@ -307,10 +308,11 @@ class Fetcher:
 
     # --- life ------------------------------------------------------------------------------------------
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
         """Do *work*, which nobody waits for, until it ends or this does."""

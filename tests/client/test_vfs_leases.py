@@ -97,6 +97,28 @@ async def test_nearby_the_whole_directory_comes_instead_of_the_one_name(mount: M
     assert [(request.refs[0].path, request.depth) for request in listings] == [(b"", 0), (b"a", 0)]
 
 
+async def test_a_large_plan_is_asked_for_in_parts_that_name_each_directory_once(
+    mount: Mount, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetcher_module, "_PART", 1)
+    monkeypatch.setattr(fetcher_module, "_NEAR", 0)
+    for number in range(7):
+        (root / f"d{number}").mkdir()
+    await listing(mount)
+    await quiet(mount)
+    mount.engine.requests.clear()
+    await listing(mount, await mount.node(b"a"))
+    await quiet(mount)
+    parts = [
+        [ref.path for ref in request.refs]
+        for request in mount.engine.requests
+        if isinstance(request, m.ListTree) and request.background and request.depth == 32
+    ]
+    named = [path for part in parts for path in part]
+    assert len(parts) == len(named) == len(set(named)) > 7
+    assert {b"b", b"c", b"d0", b"d6"} <= set(named)
+
+
 async def test_a_listing_is_whole_and_asks_once(mount: Mount) -> None:
     found = await listing(mount)
     assert set(found) == {b".", b"..", b"a", b"b", b"c", b"big"}
