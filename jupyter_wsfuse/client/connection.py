@@ -37,7 +37,17 @@ from jupyter_wsfuse.client.waiting import Answer, Waiting
 from jupyter_wsfuse.errors import RefusedError, RemoteProtocolError, TransportError, errno_number, os_error
 from jupyter_wsfuse.host import host_id
 from jupyter_wsfuse.protocol.codec import HEADROOM
-from jupyter_wsfuse.protocol.messages import LEASES, Error, Reply, Request, Struct, Welcome
+from jupyter_wsfuse.protocol.messages import (
+    LEASES,
+    REPORTS,
+    Error,
+    Reply,
+    Report,
+    Request,
+    Struct,
+    Watched,
+    Welcome,
+)
 from jupyter_wsfuse.protocol.session import (
     ClientSession,
     ClientState,
@@ -73,6 +83,14 @@ def _no_state(_state: str) -> None:
     pass
 
 
+def _not_watched(_on: bool) -> None:
+    pass
+
+
+def _no_parking() -> None:
+    pass
+
+
 class Connection:
     """A client's connection to one workspace, kept up until :meth:`close`. Belongs to one event loop.
 
@@ -83,6 +101,8 @@ class Connection:
     its own with ``recovery=True``. *kind* as in :class:`~..protocol.session.Welcomed`.
     ``on_notification(message)``: for every ``Changed`` and ``InvalidateAll``.
     ``on_state(state)``: for every change of state.
+    ``on_watched(on)``: whether somebody looks at what :meth:`report` says; False also when the connection is lost.
+    ``on_parking()``: the connection is about to be let go; what is reported now still goes out.
     ``live_handles()``: the handles still wanted, asked before a resume.
     """
 
@@ -100,6 +120,8 @@ class Connection:
         self.on_notification: Callable[[Struct], None] = _no_notification
         self.on_welcome: Callable[[Welcome, str], Awaitable[None]] = _no_welcome
         self.on_state: Callable[[str], None] = _no_state
+        self.on_watched: Callable[[bool], None] = _not_watched
+        self.on_parking: Callable[[], None] = _no_parking
         self.live_handles: Callable[[], list[int]] | None = None
         self._session = ClientSession(
             client=self.options.client,
@@ -230,6 +252,16 @@ class Connection:
             self._flush_soon()
             self._wake.set()
 
+    def report(self, report: Report) -> bool:
+        """Tell the server what this client knows of itself; False if it cannot be told now. It counts as no use of the
+        connection."""
+        welcome = self._welcome
+        if self._state != "connected" or welcome is None or REPORTS not in welcome.features:
+            return False
+        self._session.report(report)
+        self._flush_soon()
+        return True
+
     def done(self, key: int) -> None:
         """The kernel has the result of what was done under *key*: the engine may forget it."""
         self._used.discard(key)
@@ -345,6 +377,7 @@ class Connection:
             # On a resume the engine closes what is not in this list; before a session exists there is nothing.
             handles = self.live_handles() if self.live_handles is not None and session.session else None
             features = [LEASES] if options.leases else []
+            features += [REPORTS] if options.reports else []
             session.connected(
                 ticket.ticket,
                 transport=self._transport,
@@ -470,7 +503,10 @@ class Connection:
 
     def _handle(self, event: object) -> None:
         if isinstance(event, Notified):
-            self.on_notification(event.message)
+            if isinstance(event.message, Watched):
+                self.on_watched(event.message.on)
+            else:
+                self.on_notification(event.message)
         elif isinstance(event, PongReceived):
             if self._heartbeat is not None:
                 self._rtt = self._heartbeat.pong(event.nonce) or self._rtt
@@ -488,6 +524,7 @@ class Connection:
     def _on_lost(self, why: str) -> None:
         """The WebSocket is gone."""
         self._ws = None
+        self.on_watched(False)
         if self._heartbeat is not None:
             self._heartbeat.stop()
             self._heartbeat = None
@@ -570,6 +607,8 @@ class Connection:
         ):
             return False
         self._wake.clear()
+        self.on_parking()
+        self._flush()
         self._set("parked")
         self._drop("idle")
         return True

@@ -22,13 +22,15 @@ class ConnectionOptions:
     because a connection that lives keeps a Hub from stopping an idle server; 0: never.
     ``busy_poll``: for how long to stay awake for an answer over the direct transport, if the last came as soon.
     ``interrupt_patience``: how long the peer may be silent after somebody who waits for it got a signal.
-    ``leases``: ask to be told of changes. ``jitter`` returns numbers in [0, 1).
+    ``leases``: ask to be told of changes. ``reports``: offer to say what the client knows of itself, for people.
+    ``jitter`` returns numbers in [0, 1).
     """
 
     transport: Literal["auto", "direct", "relay"] = "auto"
     deadline: float = 60.0
     links: str = "keep"
     leases: bool = False
+    reports: bool = False
     tenant: str = ""
     client: str = ""
     backoff: float = 0.05

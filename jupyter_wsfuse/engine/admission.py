@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from ..errors import RefusedError, RemoteProtocolError
 from ..protocol import codec
-from ..protocol.messages import LEASES, PROTOCOL_VERSION, REFUSALS, Attr, Hello, Refused, Welcome
+from ..protocol.messages import (
+    LEASES,
+    PROTOCOL_VERSION,
+    REFUSALS,
+    REPORTS,
+    Attr,
+    Hello,
+    Refused,
+    Welcome,
+)
 from ..protocol.serving import read_hello
 from ..protocol.tickets import Ticket, TicketVerifier
 from .context import Context
@@ -235,12 +244,15 @@ class Admission:
             session.context.sandbox = session.context.sandbox.with_links(hello.links)
             session.context.policy = policy
         session.wants_leases = LEASES in hello.features
+        session.reports = REPORTS in hello.features
         unwatched = sessions.lease(session)
         session.client = hello.client[:CLIENT_TEXT]
         session.transport = hello.transport[:CLIENT_TEXT]
         session.read_only = tenant.read_only or not session.may_write
         session.connection = caller
         sessions.watch_token(session)
+        features = [LEASES] if session.context.leases is not None else []
+        features += [REPORTS] if session.reports else []
         recovered, session.recovered = session.recovered and resumed, False
         welcome = Welcome(
             version=PROTOCOL_VERSION,
@@ -258,10 +270,12 @@ class Admission:
             read_only=session.read_only,
             raw_owner=raw_owner,
             grace=config.grace,
-            features=[LEASES] if session.context.leases is not None else [],
+            features=features,
             unwatched=unwatched,
         )
         session.proto.attach(welcome)
+        if session.reports and sessions.panel.watched:
+            session.proto.watched(True)
         caller.admitted(session)
         kind = "recovered" if recovered else "resumed" if resumed else "begun"
         _LOG.info(

@@ -14,7 +14,7 @@ import os
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Final
 
-from ..protocol.messages import Request, SymLink
+from ..protocol.messages import Report, Request, SymLink
 from .auditpaths import ROOT, describe
 from .dispatcher import Dispatcher
 from .leases import Watched
@@ -37,6 +37,8 @@ MOST_FOLDERS: Final = 256
 LONGEST_FOLDER: Final = 1024
 #: Slow operations of a tenant that are told.
 MOST_SLOW: Final = 20
+#: The largest number that is shown: JavaScript has no larger whole ones.
+MOST_COUNTED: Final = (1 << 53) - 1
 #: Bytes of an answer: it has to fit into one line of the control line, which takes 1 MiB.
 MOST_BYTES: Final = 700_000
 #: Sessions and tenants up to which an answer cannot come near that.
@@ -164,6 +166,8 @@ class Panel:
             "throttled": throttled,
             "limits": {name: _mine(figures) for name, figures in session.limiter.own().items()},
         }
+        if session.proto.report is not None:
+            row["report"] = _report(session.proto.report)
         if profile:
             row["operations"] = totals
         return row
@@ -205,6 +209,7 @@ class Panel:
             self._folders = {}
             self._dispatcher.on_change = self._changed
             self._watcher.on_change = self._changed_behind
+            self._tell(True)
             self._timer = self._loop.call_later(LEASE, self._due)
 
     def _due(self) -> None:
@@ -218,6 +223,13 @@ class Panel:
         self._timer = None
         self._dispatcher.on_change = self._watcher.on_change = None
         self._folders, self._roots, self._rows, self._held = {}, {}, {}, {}
+        self._tell(False)
+
+    def _tell(self, watched: bool) -> None:
+        for session in self._sessions:
+            if session.reports:
+                session.proto.watched(watched)
+                self._sessions.mark(session)
 
     def _changed(self, session: Session, request: Request) -> None:
         assert session.context is not None
@@ -258,6 +270,39 @@ class Panel:
             folders.add(b"" if folder == ROOT else folder)
             if len(folders) > MOST_FOLDERS or len(folder) > LONGEST_FOLDER:
                 self._folders[tenant] = None
+
+
+def _report(report: Report) -> dict[str, Any]:
+    """What a client says of itself, as it may be shown: who sends it can say anything."""
+    return {
+        "state": report.state if report.state in ("connected", "parked") else "",
+        "host": _printable(report.host),
+        "path": _printable(os.fsdecode(report.path)),
+        "rtt_ms": round(_number(report.rtt) / 1e6, 3) or None,
+        "operations": _number(report.operations),
+        "hits": _number(report.hits),
+        "misses": _number(report.misses),
+        "unsynced": _number(report.unsynced),
+        "held": _number(report.held),
+        "rescue": {
+            _printable(each.name) or str(place): {
+                "path": _printable(os.fsdecode(each.path)),
+                "reason": _printable(each.reason),
+                "bytes": _number(each.size),
+                "time": _number(each.time) / 1e9,
+            }
+            for place, each in enumerate(report.rescue)
+        },
+    }
+
+
+def _number(value: int) -> int:
+    """A counter that is one, and that every reader of JSON can hold."""
+    return max(0, min(value, MOST_COUNTED))
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _mine(figures: dict[str, Any]) -> dict[str, Any]:

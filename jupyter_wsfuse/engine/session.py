@@ -95,6 +95,8 @@ class Session:
         self.wants_leases = False
         self.leases: dict[Identity, Watched] = {}
         self.leaser: Leaser | None = None
+        #: The client says what it knows of itself, if somebody looks.
+        self.reports = False
         self.lease_ends = 0  # how many leases have ended
         #: Requests of :attr:`later` that are at work.
         self.behind = 0

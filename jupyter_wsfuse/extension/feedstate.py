@@ -305,7 +305,7 @@ class Mounts:
             "state": state,
             "reason": reason,
             "path": report.get("path") or path,
-            "host": host or session["address"],
+            "host": report.get("host") or host or session["address"],
             "local": False,
             "managed": False,
             "folder": None,

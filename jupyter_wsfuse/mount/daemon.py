@@ -33,6 +33,7 @@ from jupyter_wsfuse.client.api import Caller, VfsOptions
 from jupyter_wsfuse.client.connection import Connection, ConnectionOptions
 from jupyter_wsfuse.client.discovery import Server
 from jupyter_wsfuse.client.pagestore import AsyncPageStore, PageStore
+from jupyter_wsfuse.client.reporting import Reporter
 from jupyter_wsfuse.client.vfs import Vfs
 from jupyter_wsfuse.errors import MountError, WsFuseError
 from jupyter_wsfuse.fuse.abi import CACHE_SYMLINKS, EXPORT_SUPPORT
@@ -42,9 +43,9 @@ from jupyter_wsfuse.mount import logs
 from jupyter_wsfuse.mount.child import EXIT_FAILED, EXIT_STOPPED, EXIT_UNMOUNTED
 from jupyter_wsfuse.mount.config import MountConfig
 from jupyter_wsfuse.mount.control import Channel, error_to_json
-from jupyter_wsfuse.mount.profiling import Profiling
+from jupyter_wsfuse.mount.profiling import Profiling, figures
 from jupyter_wsfuse.mount.state import StateLog
-from jupyter_wsfuse.protocol.messages import LEASES, Welcome
+from jupyter_wsfuse.protocol.messages import LEASES, MOST_RESCUED, Report, Rescued, Welcome
 
 log = logging.getLogger("wsfuse.daemon")
 
@@ -87,6 +88,7 @@ class Daemon:
                 patience=min(_PATIENCE, config.deadline),
                 links=config.links,
                 leases=config.cache,
+                reports=True,
                 tenant=config.tenant,
                 client=f"{socket.gethostname()}:{config.mountpoint}"[:200],
             ),
@@ -99,6 +101,7 @@ class Daemon:
         self._profiling = Profiling(
             self._vfs, self._since, lambda: self._connection.status()["state"] == "connected"
         )
+        Reporter(self._connection, self._report)
         self._store: AsyncPageStore | None = None
         self._connection.on_welcome = self._on_welcome
         self._log.snapshot = self._snapshot
@@ -243,6 +246,26 @@ class Daemon:
             self._stopping.set()
         elif not self._stopping.is_set():
             log.info("the supervisor is gone; serving on without one")
+
+    def _report(self, state: str) -> Report:
+        """What there is to say to those who look at this mount on the server."""
+        known, status = figures(self._vfs), self._connection.status()
+        rescue = [
+            Rescued(name, os.fsencode(one["path"]), one["reason"], one["bytes"], int(one["time"] * 1e9))
+            for name, one in known["rescue"].items()
+        ]
+        return Report(
+            state=state,
+            host=socket.gethostname(),
+            path=os.fsencode(self._config.mountpoint),
+            rtt=int((status["rtt_ms"] or 0) * 1e6),
+            operations=known["operations"],
+            hits=known["hits"],
+            misses=known["misses"],
+            unsynced=known["unsynced"],
+            held=status["held"],
+            rescue=rescue[:MOST_RESCUED],
+        )
 
     async def _answer(self, op: str, arguments: dict[str, Any]) -> Any:
         if op == "status":

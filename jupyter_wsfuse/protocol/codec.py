@@ -49,10 +49,11 @@ _TEXT: Final = 200  # characters of a decoder's complaint that are passed on: it
 #: What an engine accepts (after the Hello that opens a connection), and what a client accepts.
 FROM_CLIENT: Final[tuple[type[Struct], ...]] = (
     *messages.REQUESTS, messages.Ack, messages.Ping, messages.Pong, messages.Bye, messages.Cancel,
+    messages.Report,
 )  # fmt: skip
 FROM_ENGINE: Final[tuple[type[Struct], ...]] = (
     *messages.REPLIES, messages.Welcome, messages.Refused, messages.Ping, messages.Pong, messages.Bye,
-    messages.Changed, messages.InvalidateAll, messages.Released,
+    messages.Changed, messages.InvalidateAll, messages.Released, messages.Watched,
 )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from .messages import Changed, InvalidateAll, Released, Reply, Request, Welcome
+from .messages import Changed, InvalidateAll, Released, Reply, Request, Watched, Welcome
 
 Kind = Literal["resumed", "new", "recovered", "lost"]
 #: How a session went on; each kind asks more of the client than the one before.
@@ -45,7 +45,7 @@ class Replied(Event):
 
 
 class Notified(Event):
-    message: Changed | InvalidateAll | Released
+    message: Changed | InvalidateAll | Released | Watched
 
 
 class PongReceived(Event):

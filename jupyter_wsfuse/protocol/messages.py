@@ -277,6 +277,66 @@ class Released(Struct, tag=11):
     identities: list[Identity]
 
 
+#: How much of a :class:`Report` is taken: things rescued, bytes of a path, characters of a text.
+MOST_RESCUED: Final = 8
+_REPORTED_PATH: Final = 512
+_REPORTED_TEXT: Final = 160
+
+
+class Rescued(Struct):
+    """What could not be brought to the server, and is kept by the client as ``name``: ``size`` bytes of ``path``."""
+
+    name: str
+    path: bytes
+    reason: str
+    size: int
+    time: int
+
+
+class Report(Struct, tag=12):
+    """What the client knows of itself, for people: nothing depends on it, and nothing of it is to be believed.
+
+    Sent by a client with the feature "reports" while :class:`Watched` says so, when something in it is another, and
+    when it parks. ``state``: "connected" or "parked". ``path``: where it is mounted on ``host``. ``rtt``: nanoseconds
+    of a round trip, 0 if unknown. ``operations`` since it was mounted, and how much was asked of its caches.
+    ``unsynced``: bytes that are not on the server yet. ``held``: requests that wait to be sent.
+    """
+
+    state: str
+    host: str
+    path: bytes
+    rtt: int
+    operations: int
+    hits: int
+    misses: int
+    unsynced: int
+    held: int
+    rescue: list[Rescued] = []
+
+    def cut(self) -> Report:
+        """The same in bounded size."""
+        rescue = [
+            Rescued(
+                each.name[:_REPORTED_TEXT],
+                each.path[:_REPORTED_PATH],
+                each.reason[:_REPORTED_TEXT],
+                each.size,
+                each.time,
+            )
+            for each in self.rescue[:MOST_RESCUED]
+        ]
+        return Report(
+            self.state[:_REPORTED_TEXT], self.host[:_REPORTED_TEXT], self.path[:_REPORTED_PATH], self.rtt,
+            self.operations, self.hits, self.misses, self.unsynced, self.held, rescue,
+        )  # fmt: skip
+
+
+class Watched(Struct, tag=13):
+    """Whether somebody looks at what a :class:`Report` says. False until it is said, after each Welcome."""
+
+    on: bool
+
+
 # --- requests --------------------------------------------------------------------------------------
 
 
@@ -763,6 +823,7 @@ REPLIES: Final[tuple[type[Reply], ...]] = (
 #: What the session itself says, in either direction.
 CONTROL: Final[tuple[type[Struct], ...]] = (
     Hello, Welcome, Refused, Ack, Ping, Pong, Bye, Cancel, Changed, InvalidateAll, Released,
+    Report, Watched,
 )  # fmt: skip
 
 #: Requests and replies that may carry a payload; every other frame must have none.
@@ -770,4 +831,6 @@ WITH_PAYLOAD: Final[tuple[type[Struct], ...]] = (Write, DataReply, OpenReply, Fe
 
 #: What a client and an engine may have beyond the first version: ``Hello.features`` and ``Welcome.features``.
 #: "leases": changes are told, the watching of the workspace is possible.
+#: "reports": see :class:`Report`.
 LEASES: Final = "leases"
+REPORTS: Final = "reports"

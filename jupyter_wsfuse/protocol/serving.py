@@ -26,7 +26,9 @@ from .messages import (
     Read,
     Released,
     Reply,
+    Report,
     Request,
+    Watched,
     Welcome,
 )  # fmt: skip
 
@@ -99,6 +101,8 @@ class EngineSession:
         self._charge = 0
         self._remembered: dict[int, bytes] = dict(remembered or {})
         self._notified = False
+        #: What the client said of itself last; not to be believed.
+        self.report: Report | None = None
 
     @property
     def executing(self) -> list[int]:
@@ -168,6 +172,10 @@ class EngineSession:
                     self._encoder.add(Pong(message.nonce))
                 elif isinstance(message, Pong):
                     events.append(PongReceived(message.nonce))
+                elif isinstance(message, Report):
+                    self.report = (
+                        message.cut()
+                    )  # the last one counts: no event, which somebody would have to keep
                 else:
                     self._end()
                     events.append(PeerClosed(message.reason))
@@ -242,6 +250,12 @@ class EngineSession:
         self._notified = True
         if self.state is EngineState.ATTACHED:
             self._encoder.add(message)
+
+    def watched(self, on: bool) -> None:
+        """Tell a client that sends reports whether somebody looks at them. One that is not there has missed
+        nothing: it is to be told after its next :meth:`attach`."""
+        if self.state is EngineState.ATTACHED:
+            self._encoder.add(Watched(on))
 
     def ping(self, nonce: int) -> None:
         """Ask for a :class:`PongReceived` with the same *nonce*."""

@@ -89,9 +89,11 @@ from .messages import (
     Refused,
     Released,
     Reply,
+    Report,
     Request,
     SetLock,
     Struct,
+    Watched,
     Welcome,
 )
 from .serving import EngineSession, EngineState, charge_of, read_hello
@@ -244,6 +246,12 @@ class ClientSession:
             raise LocalProtocolError(f"ping while {self.state.value}")
         self._encoder.add(Ping(nonce))
 
+    def report(self, report: Report) -> None:
+        """Say what the client knows of itself, to an engine that has the feature."""
+        if self.state not in _CONNECTED:
+            raise LocalProtocolError(f"report while {self.state.value}")
+        self._encoder.add(report)
+
     def close(self, reason: str = "") -> None:
         """End the session for good. What is unanswered stays so; nothing may be submitted any more."""
         if self.state in _CONNECTED or self.state is ClientState.GREETING:
@@ -339,7 +347,7 @@ class ClientSession:
         for message, payload in frames:
             if isinstance(message, Reply):
                 self._replied(message, payload, events)
-            elif isinstance(message, (Changed, InvalidateAll, Released)):
+            elif isinstance(message, (Changed, InvalidateAll, Released, Watched)):
                 events.append(Notified(message))
             elif isinstance(message, Ping):
                 self._encoder.add(Pong(message.nonce))

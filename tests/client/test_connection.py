@@ -20,6 +20,7 @@ from jupyter_wsfuse.client.transport import WebSocket
 from jupyter_wsfuse.errors import RefusedError, TransportError
 from jupyter_wsfuse.protocol import codec
 from jupyter_wsfuse.protocol.messages import (
+    REPORTS,
     Access,
     AttrReply,
     Bye,
@@ -42,9 +43,11 @@ from jupyter_wsfuse.protocol.messages import (
     RemoveXattr,
     Reopen,
     Reply,
+    Report,
     Request,
     SetLock,
     Struct,
+    Watched,
     Welcome,
     Write,
 )
@@ -945,6 +948,48 @@ async def test_an_idle_relay_is_parked_and_comes_back(server: StandIn, connect: 
     await server.until(lambda: not server.listeners)
     connection.post(Close(0, 1))
     await server.until(lambda: type(server.requests[-1]) is Close)
+
+
+async def test_what_a_client_says_of_itself(server: StandIn, connect: Connect) -> None:
+    watched: list[bool] = []
+    told = asyncio.Event()
+
+    def before(connection: Connection) -> None:
+        connection.on_watched = lambda on: (watched.append(on), told.set())  # type: ignore[func-returns-value]
+
+    plain = await connect(before)
+    report = Report("connected", "laptop", b"/mnt", 0, 1, 2, 3, 4, 5)
+    assert not plain.report(report)  # this server did not say that it wants to know
+    assert REPORTS not in server.hellos[-1].features
+    server.features = [REPORTS]
+    connection = await connect(before, reports=True)
+    assert REPORTS in server.hellos[-1].features
+    server.say(Watched(True))
+    await told.wait()
+    assert watched[-1] is True
+    assert connection.report(report)
+    session = server.sessions[connection.session_id]
+    await server.until(lambda: session.report == report)
+    server.silence()
+    await server.until(lambda: not server.listeners)
+    while watched[-1]:
+        told.clear()
+        await told.wait()
+    await plain.close()
+    assert not plain.report(report)
+
+
+async def test_a_connection_that_is_parked_says_so(server: StandIn, connect: Connect) -> None:
+    server.features = [REPORTS]
+    report = Report("parked", "laptop", b"/mnt", 0, 1, 2, 3, 4, 5)
+
+    def before(connection: Connection) -> None:
+        connection.on_parking = lambda: connection.report(report)  # type: ignore[assignment,return-value]
+
+    connection = await connect(before, transport="relay", park_after=0.05, heartbeat=0.01, reports=True)
+    await server.until(lambda: not server.listeners)
+    assert connection.status()["state"] == "parked"
+    assert server.sessions[connection.session_id].report == report
 
 
 async def test_neither_open_files_nor_the_direct_way_are_parked(server: StandIn, connect: Connect) -> None:

@@ -217,6 +217,28 @@ def test_an_engine_that_dies_is_told_and_its_recovery(tmp_path: Path) -> None:
             )
 
 
+def test_a_mount_elsewhere_reports_its_figures(server: live.Live, tmp_path: Path) -> None:
+    run = tmp_path / "run"  # where the server's steward does not look
+    run.mkdir(mode=0o700)
+    env = {**server.env, "WSFUSE_RUNTIME_DIR": str(run)}
+    with (
+        live.mount(server, tmp_path / "m", "--transport", "relay", env=env) as mounted,
+        page(server) as opened,
+    ):
+        opened.watch("mounts")
+        row = opened.until(
+            lambda page: (row := page.mount_at(mounted.path)) and "rtt_ms" in row and row, "it reports"
+        )
+        assert (row["local"], row["managed"], row["transport"]) == (False, False, "relay")
+        assert row["rtt_ms"] > 0
+        before = row["operations"]
+        (mounted.path / "reported").mkdir()
+        opened.until(
+            lambda page: page.mount_at(mounted.path)["operations"] > before, "its operations are counted"
+        )
+        assert (row["unsynced"], row["rescue"]) == (0, {})
+
+
 def test_a_page_that_does_not_read_holds_up_nobody(server: live.Live, mounted: live.Mount) -> None:
     with page(server, "mounts") as watching, page(server, "mounts", "profile", "audit") as deaf:
         for opened in (watching, deaf):

@@ -74,7 +74,7 @@ class Socket:
     def greet(self, ticket: str) -> m.Welcome:
         """Hello and Welcome."""
         self.handshake()
-        self.message(codec.encode_frame(m.Hello([1], ticket, features=[m.LEASES])))
+        self.message(codec.encode_frame(m.Hello([1], ticket, features=[m.LEASES, m.REPORTS])))
         data = self.receive()
         assert data is not None
         welcome = codec.decode(data)[0][0]

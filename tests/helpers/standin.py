@@ -73,6 +73,7 @@ class StandIn:
         self.tickets = 0
         self.channels = 0  #: relays opened
         self.messages = 0  #: WebSocket messages received
+        self.features: list[str] = []  #: of its Welcome
         self.recovers = False  #: after die(): sessions are recovered, not lost
         self.epoch = 1
         self.refuse: str | None = None  #: a code to refuse the next Hello with
@@ -284,7 +285,7 @@ class _Listener(WSListener):
         resumed = session is not None and hello.epoch == stand_in.epoch
         recovered = session is not None and not resumed
         if session is None:
-            name = secrets.token_hex(8)
+            name = secrets.token_hex(16)
             session = EngineSession(name, window=stand_in.window, window_bytes=stand_in.window_bytes)
             stand_in.sessions[name] = session
         for other in list(stand_in.listeners):
@@ -294,7 +295,7 @@ class _Listener(WSListener):
         self.session = session
         welcome = Welcome(
             1, session.session_id, stand_in.epoch, resumed, recovered, stand_in.window, stand_in.window_bytes,
-            DEFAULT_MAX_PAYLOAD, "default", ATTR, 0, 0,
+            DEFAULT_MAX_PAYLOAD, "default", ATTR, 0, 0, features=stand_in.features,
         )  # fmt: skip
         session.attach(welcome)
         self.flush()

@@ -541,6 +541,39 @@ def test_notifications_pings_and_bye() -> None:
     assert peer.disconnected() == [1]
 
 
+REPORT = m.Report("connected", "laptop", b"/mnt", 1, 2, 3, 4, 5, 6)
+
+
+def test_reports_go_one_way_and_whether_they_are_wanted_the_other() -> None:
+    peer, other = client(), engine()
+    said(other)
+    other.watched(True)
+    [message_] = said(other)
+    assert peer.receive(message(message_)) == [Notified(m.Watched(True))]
+    peer.report(REPORT)
+    [reported] = said(peer)
+    assert other.report is None
+    assert other.receive(message(reported)) == []
+    assert other.report == REPORT
+    other.detach()
+    other.watched(False)
+    assert said(other) == []
+    other.attach(welcome())  # that nobody looks any more is nothing that was missed
+    assert [type(each) for each in said(other)] == [m.Welcome]
+    with pytest.raises(LocalProtocolError, match="report while idle"):
+        ClientSession(client="test", incarnation=5).report(REPORT)
+
+
+def test_of_a_report_a_bounded_part_is_kept() -> None:
+    peer = engine()
+    rescued = m.Rescued("n" * 2000, b"p" * 2000, "r" * 2000, 1, 2)
+
+    peer.receive(message(m.Report("s" * 9000, "h" * 9000, b"p" * 9000, 1, 2, 3, 4, 5, 6, [rescued] * 12)))
+    assert peer.report is not None
+    assert len(peer.report.rescue) == m.MOST_RESCUED
+    assert len(message(peer.report)) < 10_000
+
+
 def test_ping_is_answered() -> None:
     for peer in (client(), engine()):
         assert peer.receive(message(m.Ping(4))) == []
