@@ -151,12 +151,12 @@ class Panel:
         elif held > before:
             throttled = {"counter": "", "until_s": 0.0}
         row: dict[str, Any] = {
-            "client": session.client,
+            "client": _printable(session.client),
             "tenant": session.tenant.name,
             "principal": session.principal,
             "address": session.address,
             "token": session.token_id,
-            "transport": session.transport,
+            "transport": _printable(session.transport),
             "connected": session.connection is not None,
             "read_only": session.read_only,
             "since": session.since,

@@ -28,6 +28,8 @@ INTERVAL: Final = 0.5
 _MOUNTS_PATIENCE: Final = 0.3
 #: Seconds that the steward may take before it is asked anew.
 _STEWARD_TIMEOUT: Final = 10.0
+#: Seconds after which one that failed is asked again.
+_STEWARD_PAUSE: Final = 10.0
 #: Seconds for which what the machine can do is remembered.
 _FUSE_KEPT: Final = 60.0
 #: Mounts whose owners are remembered.
@@ -71,6 +73,7 @@ class Collector:
         self._poked = asyncio.Event()
         self._looking: asyncio.Task[Any] | None = None  # at the mounts
         self._mounts: list[dict[str, Any]] = []
+        self._mounts_from = 0.0  # monotonic: before, the steward is left alone
         self._rates = Rates()
         self._owners: OrderedDict[str, str] = OrderedDict()
         self._tail: AuditTail | None = None
@@ -216,6 +219,8 @@ class Collector:
         if not views & {"mounts", "profile"}:
             return self._mounts
         if self._looking is None:
+            if time.monotonic() < self._mounts_from:
+                return self._mounts
             self._looking = asyncio.create_task(
                 self.steward.request("look", _STEWARD_TIMEOUT, profile="profile" in views)
             )
@@ -225,6 +230,8 @@ class Collector:
             try:
                 self._mounts = done.result()
             except StewardError as exc:
+                self._mounts = []
+                self._mounts_from = time.monotonic() + _STEWARD_PAUSE
                 self._log.warning("mounts on this machine cannot be looked at: %s", exc)
         return self._mounts
 

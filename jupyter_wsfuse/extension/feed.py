@@ -48,6 +48,7 @@ class FeedHandler(WebSocketMixin, WebSocketHandler, WsFuseHandler):
 
     views: frozenset[str] = frozenset()
     viewer = Viewer("")
+    _writer: asyncio.Task[None] | None = None
 
     @property
     def max_message_size(self) -> int:
@@ -99,9 +100,10 @@ class FeedHandler(WebSocketMixin, WebSocketHandler, WsFuseHandler):
         self._writer = asyncio.create_task(self._write(), name="wsfuse-feed")
 
     def on_close(self) -> None:
-        self._silent.cancel()
-        self._collector.leave(self)
-        self._writer.cancel()
+        if self._writer is not None:  # None: it was gone before the handshake was over
+            self._silent.cancel()
+            self._collector.leave(self)
+            self._writer.cancel()
 
     # --- what the page says ---------------------------------------------------------------------------------
 

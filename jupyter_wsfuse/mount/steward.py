@@ -92,7 +92,7 @@ class Steward:
             return _error(number, "missing", str(exc))
         except TimeoutError:
             return _error(number, "failed", "it took too long")
-        except (ValueError, TypeError, LookupError, AttributeError) as exc:
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as exc:
             log.debug("not a request", exc_info=exc)
             return _error(number, "invalid", "not a request that this version knows")
         except (WsFuseError, OSError) as exc:
@@ -268,7 +268,8 @@ async def serve(source: int, sink: int) -> None:
 
         async def one(line: bytes) -> None:
             answer = json.dumps(await steward.answer(line), separators=(",", ":")).encode() + b"\n"
-            await teardown.in_thread(lambda: _write(sink, answer), 30.0)
+            with contextlib.suppress(OSError, TimeoutError):  # nobody wants to know any more
+                await teardown.in_thread(lambda: _write(sink, answer), 30.0)
 
         while True:
             try:
