@@ -16,7 +16,9 @@ from jupyter_server.auth.identity import (
     User,
 )
 from jupyter_server.base.handlers import JupyterHandler
+from jupyter_server.base.websocket import WebSocketMixin
 from tornado import web
+from tornado.websocket import WebSocketHandler
 
 from jupyter_wsfuse.extension.events import Events
 from jupyter_wsfuse.extension.settings import Settings
@@ -180,3 +182,21 @@ class WsFuseHandler(JupyterHandler):
         """Answer that the engine does not run now."""
         self.set_header("Retry-After", str(max(1, math.ceil(exc.retry_after))))
         self.refuse(503, str(exc), "engine unavailable")
+
+
+class WsFuseSocket(WebSocketMixin, WebSocketHandler, WsFuseHandler):
+    """A WebSocket that is kept up by pings.
+
+    The mixin pings by itself and has the settings in milliseconds; tornado takes the same names for seconds, and pings,
+    too. Here tornado alone does it: Jupyter's open() is not called.
+    """
+
+    @property
+    def ping_interval(self) -> float:
+        """Seconds; 0: never."""
+        return self.settings["ws_ping_interval"] / 1000
+
+    @property
+    def ping_timeout(self) -> float:
+        """Seconds. tornado allows no more than the interval."""
+        return min(self.ping_interval, self.settings.get("ws_ping_timeout", 30_000) / 1000)

@@ -36,6 +36,9 @@ _FUSE_KEPT: Final = 60.0
 _OWNERS: Final = 1000
 
 
+Matcher = Callable[[Entry], bool]
+
+
 class Page(Protocol):
     """One page that shows the panel."""
 
@@ -43,13 +46,15 @@ class Page(Protocol):
     viewer: Viewer
 
     @property
-    def wants_audit(self) -> bool: ...
+    def audit(self) -> Matcher | None:
+        """Which entries of the audit log it wants to be told of; None: it does not look at that."""
 
     def looked(self, snapshot: Snapshot) -> None:
         """There is something new, perhaps."""
 
-    def recorded(self, entries: list[Entry], missed: int) -> None:
-        """What came to the audit log, in the order of time."""
+    def recorded(self, matcher: Matcher, entries: list[Entry], missed: int) -> None:
+        """What came to the audit log that is for *matcher*, in the order of time; *missed*: how much was not looked
+        at because there was too much."""
 
 
 class Collector:
@@ -182,21 +187,18 @@ class Collector:
 
     async def _look(self) -> None:
         views = frozenset().union(*(page.views for page in self._pages))
-        entries: list[Entry] = []
-        missed = 0
         panel, mounts, read = await asyncio.gather(
             self._ask_engine(views), self._ask_steward(views), self._read_audit()
         )
-        if read is not None:
-            entries, missed = read
         self._note_owners(panel, mounts)
         self._rates.update(counters(panel, mounts), time.monotonic())
         self.looks += 1
         engine = {**self._supervisor.info(), "uptime_s": panel.get("uptime_s")}
         snapshot = Snapshot(time.time(), engine, panel, mounts, self._rates.now, self._owners)
         for page in list(self._pages):
-            if read is not None and page.wants_audit:
-                page.recorded(entries, missed)
+            matcher = page.audit
+            if matcher is not None and matcher in read:
+                page.recorded(matcher, *read[matcher])
             page.looked(snapshot)
 
     def _note_owners(self, panel: dict[str, Any], mounts: list[dict[str, Any]]) -> None:
@@ -235,16 +237,22 @@ class Collector:
                 self._log.warning("mounts on this machine cannot be looked at: %s", exc)
         return self._mounts
 
-    async def _read_audit(self) -> tuple[list[Entry], int] | None:
-        """None: nobody wants to know, or it cannot be read now."""
-        if not any(page.wants_audit for page in self._pages):
+    async def _read_audit(self) -> dict[Matcher, tuple[list[Entry], int]]:
+        """What has come, for each who wants to know; nothing if it cannot be read now."""
+        matchers = [page.audit for page in self._pages if page.audit is not None]
+        if not matchers:
             self._tail = None
-            return None
+            return {}
         try:
             if self._tail is None:
                 self._tail = await asyncio.to_thread(AuditTail, Path(self._settings.audit_dir))
-            return await asyncio.to_thread(self._tail.read)
+            return await asyncio.to_thread(_read, self._tail, matchers)
         except (OSError, WsFuseError) as exc:
             self._log.debug("the audit log cannot be followed: %s", exc)
             self._tail = None
-            return None
+            return {}
+
+
+def _read(tail: AuditTail, matchers: list[Matcher]) -> dict[Matcher, tuple[list[Entry], int]]:
+    entries, missed = tail.read()
+    return {matcher: (list(filter(matcher, entries)), missed) for matcher in matchers}

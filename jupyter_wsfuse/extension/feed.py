@@ -15,15 +15,14 @@ from typing import Any, Final
 
 from jupyter_server.auth.decorator import ws_authenticated
 from jupyter_server.base.handlers import JupyterHandler
-from jupyter_server.base.websocket import WebSocketMixin
-from tornado.websocket import WebSocketClosedError, WebSocketHandler
+from tornado.websocket import WebSocketClosedError
 
 import jupyter_wsfuse
 from jupyter_wsfuse.auditlog import Filter, query
 from jupyter_wsfuse.extension import audit_api
 from jupyter_wsfuse.extension.audittail import Entry
-from jupyter_wsfuse.extension.base import WsFuseHandler
-from jupyter_wsfuse.extension.collector import COLLECTOR, Collector
+from jupyter_wsfuse.extension.base import WsFuseSocket
+from jupyter_wsfuse.extension.collector import COLLECTOR, Collector, Matcher
 from jupyter_wsfuse.extension.feedstate import VIEWS, Snapshot, State, Viewer, build, changed_folders, diff
 
 #: Versions of the feed that this side speaks.
@@ -43,7 +42,7 @@ POLICY: Final = 1008
 TRY_AGAIN_LATER: Final = 1013
 
 
-class FeedHandler(WebSocketMixin, WebSocketHandler, WsFuseHandler):
+class FeedHandler(WsFuseSocket):
     """One page. Implements :class:`.collector.Page`."""
 
     views: frozenset[str] = frozenset()
@@ -53,18 +52,6 @@ class FeedHandler(WebSocketMixin, WebSocketHandler, WsFuseHandler):
     @property
     def max_message_size(self) -> int:
         return _LONGEST
-
-    # As on the channel: tornado alone pings, and its names are in seconds.
-
-    @property
-    def ping_interval(self) -> float:
-        """Seconds; 0: never."""
-        return self.settings["ws_ping_interval"] / 1000
-
-    @property
-    def ping_timeout(self) -> float:
-        """Seconds. tornado allows no more than the interval."""
-        return min(self.ping_interval, self.settings.get("ws_ping_timeout", 30_000) / 1000)
 
     @ws_authenticated
     async def get(self, *args: Any, **kwargs: Any) -> None:
@@ -86,7 +73,7 @@ class FeedHandler(WebSocketMixin, WebSocketHandler, WsFuseHandler):
         self._seq = 0
         self._told_at = 0.0
         self._filter: Filter | None = None
-        self._matches: Any = None
+        self._matches: Matcher | None = None
         self._asked: Filter | None = None  # what the log is to be searched for
         self._entries: deque[Entry] = deque(maxlen=ENTRIES)
         self._missed = 0
@@ -151,11 +138,11 @@ class FeedHandler(WebSocketMixin, WebSocketHandler, WsFuseHandler):
             wanted = Filter.parse({**given, "limit": str(ENTRIES)}, time.time())
             if wanted != self._filter:
                 self._filter = self._asked = wanted
-                self._matches = wanted.matcher()
+                self._matches = _matcher(wanted)
                 self._entries.clear()
                 self._missed = 0
         else:
-            self._filter = self._asked = None
+            self._filter = self._asked = self._matches = None
             self._entries.clear()
             self._missed, self._reset = 0, False
         if chosen != self.views:
@@ -168,8 +155,8 @@ class FeedHandler(WebSocketMixin, WebSocketHandler, WsFuseHandler):
     # --- what the collector says ----------------------------------------------------------------------------
 
     @property
-    def wants_audit(self) -> bool:
-        return self._filter is not None
+    def audit(self) -> Matcher | None:
+        return self._matches
 
     def looked(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
@@ -185,15 +172,12 @@ class FeedHandler(WebSocketMixin, WebSocketHandler, WsFuseHandler):
             self._search_task = asyncio.create_task(self._search(asked))
         self._wake.set()
 
-    def recorded(self, entries: list[Entry], missed: int) -> None:
-        if self._asked is not None:
-            return  # the search will find them
-        assert self._filter is not None
+    def recorded(self, matcher: Matcher, entries: list[Entry], missed: int) -> None:
+        if self._asked is not None or matcher is not self._matches:
+            return  # a search will find them
         self._missed += missed
-        tenant = self._filter.tenant
         for entry in entries:
-            if (not tenant or entry["tenant"] == tenant) and self._matches(entry):
-                self._add(entry)
+            self._add(entry)
 
     def _add(self, entry: Entry) -> None:
         if len(self._entries) == ENTRIES:
@@ -300,6 +284,11 @@ class FeedHandler(WebSocketMixin, WebSocketHandler, WsFuseHandler):
     async def _send(self, message: dict[str, Any]) -> None:
         async with asyncio.timeout(_STALLED):
             await self.write_message(json.dumps(message, separators=(",", ":")))
+
+
+def _matcher(wanted: Filter) -> Matcher:
+    matches, tenant = wanted.matcher(), wanted.tenant
+    return lambda entry: (not tenant or entry["tenant"] == tenant) and matches(entry)
 
 
 def _latest(directory: Path, wanted: Filter) -> list[Entry]:

@@ -5,6 +5,8 @@
 ``GET api/status``        the engine's state and the mounts; does not count as activity
 ``channel``               WebSocket: carries opaque messages between a mount on another host and the engine
 ``api/tokens``            scoped tokens: see :mod:`.tokens_api`
+``api/audit``             the audit log: see :mod:`.audit_api`
+``feed``, ``api/mounts``  what the panel shows and does: see :mod:`.feed` and :mod:`.mounts_api`
 ========================  =================================================================================
 
 All of it needs authentication, and the authorizer's word on the resource ``wsfuse``: ``execute`` and ``write``
@@ -20,13 +22,11 @@ from typing import Any, Final
 
 from jupyter_server.auth.decorator import authorized, ws_authenticated
 from jupyter_server.base.handlers import APIHandler, JupyterHandler
-from jupyter_server.base.websocket import WebSocketMixin
 from tornado import web
-from tornado.websocket import WebSocketHandler
 
 import jupyter_wsfuse
 from jupyter_wsfuse.errors import WsFuseError
-from jupyter_wsfuse.extension.base import WsFuseHandler
+from jupyter_wsfuse.extension.base import WsFuseHandler, WsFuseSocket
 from jupyter_wsfuse.extension.relay import SUBPROTOCOL, Relay
 from jupyter_wsfuse.host import host_id
 from jupyter_wsfuse.protocol.codec import MAX_MESSAGE
@@ -149,7 +149,7 @@ def _engine(status: dict[str, Any]) -> dict[str, Any]:
     return told
 
 
-class ChannelHandler(WebSocketMixin, WebSocketHandler, WsFuseHandler):
+class ChannelHandler(WsFuseSocket):
     """A mount's connection. The header authenticates the WebSocket; what flows is between mount and engine,
     who authenticate each other by a ticket as on a direct connection."""
 
@@ -179,19 +179,6 @@ class ChannelHandler(WebSocketMixin, WebSocketHandler, WsFuseHandler):
 
     def select_subprotocol(self, subprotocols: list[str]) -> str | None:
         return SUBPROTOCOL if SUBPROTOCOL in subprotocols else None
-
-    # The mixin pings by itself and has these in milliseconds; tornado takes the same names for seconds, and pings, too.
-    # Here tornado alone does it: Jupyter's open() is not called.
-
-    @property
-    def ping_interval(self) -> float:
-        """Seconds; 0: never."""
-        return self.settings["ws_ping_interval"] / 1000
-
-    @property
-    def ping_timeout(self) -> float:
-        """Seconds. tornado allows no more than the interval."""
-        return min(self.ping_interval, self.settings.get("ws_ping_timeout", 30_000) / 1000)
 
     def open(self, *args: Any, **kwargs: Any) -> None:
         assert self._relay is not None

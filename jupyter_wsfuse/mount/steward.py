@@ -88,8 +88,6 @@ class Steward:
             result = await self._ops[request.pop("op")](**request)
         except StewardError as exc:
             return _error(number, exc.kind, str(exc), **exc.more)
-        except NotMountedError as exc:
-            return _error(number, "missing", str(exc))
         except TimeoutError:
             return _error(number, "failed", "it took too long")
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as exc:
@@ -150,7 +148,10 @@ class Steward:
         """Sync, see that nobody uses it, and take it down; with *force* only the last."""
         entry = await _blocking(lambda: find(mount), 5.0)
         if not force and entry.alive:
-            await self._sync(entry, SYNC_TIMEOUT)
+            with contextlib.suppress(
+                NotMountedError
+            ):  # without a supervisor it cannot be asked, only taken down
+                await self._sync(entry, SYNC_TIMEOUT)
             users = await _blocking(lambda: teardown.users_of(entry.mountpoint), 10.0)
             if users:
                 names = ", ".join(f"{name} ({pid})" for pid, name in users[:5])
@@ -242,11 +243,11 @@ def check_mountpoint(path: str) -> str:
 
 
 def find(mount: str) -> Entry:
-    """The entry of that id. Raises :class:`NotMountedError`."""
+    """The entry of that id. Raises :class:`StewardError`."""
     for entry in registry.entries():
         if entry.id == mount:
             return entry
-    raise NotMountedError("that is not mounted any more")
+    raise StewardError("missing", "that is not mounted any more")
 
 
 async def _blocking(function: Callable[[], T], timeout: float) -> T:

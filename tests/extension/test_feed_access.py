@@ -260,6 +260,36 @@ async def test_a_named_user_mounts_with_a_token_of_his_own_that_ends_with_the_mo
         assert registry.kernel_mount(str(path)) is None
 
 
+@pytest.mark.mount
+async def test_the_owner_of_a_hubs_server_mounts_with_its_token(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir(mode=0o700)
+    monkeypatch.setenv("WSFUSE_RUNTIME_DIR", str(run))
+    server = await start("real", ServerApp={"identity_provider_class": Ann})
+    monkeypatch.setenv("JUPYTERHUB_USER", "ann")
+    monkeypatch.setenv("JUPYTERHUB_API_TOKEN", server.token)
+    path = tmp_path.resolve() / "m"
+    try:
+        for user, expires in (("ann", False), ("ben", True)):  # only hers is the Hub's
+            made = await server.fetch(
+                "wsfuse/api/mounts",
+                method="POST",
+                body=json.dumps({"path": str(path)}),
+                headers={"X-Test-User": user},
+                request_timeout=60,
+            )
+            assert made.code == 201, made.body
+            said = json.loads(made.body)
+            assert bool(said["expires"]) is expires
+            ended = await server.fetch(f"wsfuse/api/mounts/{said['id']}", method="DELETE", request_timeout=60)
+            assert ended.code == 200
+    finally:
+        env = {**os.environ, "WSFUSE_RUNTIME_DIR": str(run)}
+        live.Mount(path, path, env, None).destroy()  # type: ignore[arg-type]
+
+
 # --- the helper ------------------------------------------------------------------------------------------------
 
 _HELPER = """

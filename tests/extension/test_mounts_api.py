@@ -205,6 +205,25 @@ def test_a_dead_mount_is_shown_with_what_to_do_and_can_be_unmounted(server: live
     assert registry.kernel_mount(str(path)) is None
 
 
+def test_a_mount_that_lost_its_supervisor_can_be_unmounted(server: live.Live, path: Path) -> None:
+    _, made = call(server, "POST", "mounts", {"path": str(path)})
+    with page(server, "mounts") as opened:
+        os.kill(live.Mount(path, server.root, server.env, server).supervisor_pid, 9)
+        row = opened.until(
+            lambda page: (
+                (row := page.state.get("mounts", {}).get(made["id"], {})).get("state") == "degraded" and row
+            ),
+            "it is shown as degraded",
+        )
+        assert row["managed"]
+    (path / "still").write_text("served")
+    status, said = call(server, "POST", f"mounts/{made['id']}/sync", {})
+    assert (status, said["reason"]) == (409, "failed")
+    status, ended = call(server, "DELETE", f"mounts/{made['id']}")
+    assert status == 200, ended
+    assert registry.kernel_mount(str(path)) is None
+
+
 def test_profiles_are_counted_from_zero(server: live.Live, path: Path) -> None:
     _, made = call(server, "POST", "mounts", {"path": str(path)})
     with page(server, "profile") as opened:
