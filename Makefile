@@ -72,6 +72,7 @@ bench: $(STAMP) ## measure against sshfs on this machine, at several distances
 	$(BIN)/python -m benchmarks.coherence --docs
 	$(BIN)/python -m benchmarks.bigtree --docs
 	$(BIN)/python -m benchmarks.security
+	$(BIN)/python -m benchmarks.fairness
 
 clean: ## remove everything that was built, installed or measured
 	rm -rf $(VENV) build dist htmlcov .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis \

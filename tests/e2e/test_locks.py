@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import signal
 import struct
 import subprocess
@@ -16,6 +17,8 @@ import pytest
 from tests.helpers.live import Mount
 
 pytestmark = pytest.mark.mount
+
+DEADLINE = 60.0  # seconds
 
 # A process that executes one lock call a line, so that a test decides the order.
 AGENT = """
@@ -66,6 +69,7 @@ class Agent:
         self.process.stdin.write(" ".join(map(str, words)) + "\n")
 
     def answer(self) -> str:
+        assert first_to_answer(self) is self
         assert self.process.stdout
         return self.process.stdout.readline().strip()
 
@@ -79,6 +83,13 @@ class Agent:
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe
             pipe.close()
+
+
+def first_to_answer(*agents: Agent) -> Agent:
+    """Which of them has something to say. They say one line for each that they were asked, so nothing is buffered."""
+    ready, _, _ = select.select([agent.process.stdout for agent in agents], [], [], DEADLINE)
+    assert ready, "nobody answers"
+    return next(agent for agent in agents if agent.process.stdout in ready)
 
 
 Pair = tuple[Agent, Agent]
@@ -192,14 +203,13 @@ def test_two_waiting_for_each_other_is_deadlock(live_mount: Mount, second_mount:
         assert one.ask("lockf", EX, 1, 0) == "ok"
         assert two.ask("lockf", EX, 1, 1) == "ok"
         one.start("lockf", EX, 1, 1)
-        # Whichever request closes the circle second is the one refused.
         two.start("lockf", EX, 1, 0)
-        refused = two if two.answer() == "EDEADLK" else one
-        if refused is two:
-            assert two.ask("lockf", UN, 1, 1) == "ok"
-            assert one.answer() == "ok"
-        else:
-            assert one.answer() == "EDEADLK"
+        # Whichever request closes the circle is the one refused; the other goes on waiting.
+        refused = first_to_answer(one, two)
+        assert refused.answer() == "EDEADLK"
+        waiting, held = (one, 1) if refused is two else (two, 0)
+        assert refused.ask("lockf", UN, 1, held) == "ok"
+        assert waiting.answer() == "ok"
     finally:
         one.end()
         two.end()

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import statistics
-import tempfile
 import threading
-import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,10 +24,6 @@ from jupyter_wsfuse.engine.fair import (
     Turns,
 )
 from jupyter_wsfuse.engine.workers import WorkerPool
-from jupyter_wsfuse.protocol import messages as m
-from tests.helpers.engineproc import EngineProcess
-from tests.helpers.flood import Flood
-from tests.helpers.rawclient import RawClient, disconnect_all
 from tests.helpers.waiting import eventually_async
 
 # --- queues
@@ -444,70 +435,3 @@ async def test_what_a_session_waits_for_a_worker_with(pool: WorkerPool) -> None:
     crew.feed()
     holder.release(1)
     await eventually_async(lambda: holder.done[3:] == [slow])
-
-
-# --- a real engine
-
-
-async def quiet_round(client: RawClient, handle: int, flood: Flood) -> float:
-    """The 99th percentile of small operations, one after the other, under a *flood*; seconds."""
-    took = []
-    flood.go()
-    flooded = asyncio.ensure_future(asyncio.to_thread(flood.wait))
-    while len(took) < 500 or not flooded.done():
-        for ask in (
-            lambda: client.send(m.GetAttr, m.Ref(b"")),
-            lambda: client.send(m.Read, handle, 0, 4096),
-            lambda: client.send(m.Write, handle, 0, payload=b"x" * 100),
-        ):
-            began = time.perf_counter()
-            await client.answer(ask())
-            took.append(time.perf_counter() - began)
-    await flooded
-    await asyncio.to_thread(flood.stop)
-    return sorted(took)[int(len(took) * 0.99)]
-
-
-@pytest.fixture(autouse=True)
-async def disconnected() -> AsyncIterator[None]:
-    yield
-    await disconnect_all()
-
-
-@pytest.fixture
-def engines(tmp_path: Path) -> Iterator[list[EngineProcess]]:
-    """Two engines, each with the tenants "noisy" and "quiet"."""
-    found = []
-    base = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else tmp_path
-    with tempfile.TemporaryDirectory(dir=base) as folder:
-        for number in range(2):
-            here = Path(folder) / str(number)
-            tenants = {}
-            for name in ("noisy", "quiet"):
-                (here / name).mkdir(parents=True)
-                tenants[name] = {"root": str(here / name)}
-            found.append(EngineProcess(here, here / "state", tenants=tenants))
-        yield found
-        for engine in found:
-            assert engine.stop() == 0
-            assert "ERROR" not in engine.log
-
-
-@pytest.mark.slow
-async def test_a_flooding_tenant_leaves_a_quiet_one_its_pace(
-    engines: list[EngineProcess], request: pytest.FixtureRequest
-) -> None:
-    """The quiet tenant's 99th percentile while the noisy one floods the same engine, against that while the same
-    flood goes to an engine of its own: what the machine's processors are worth meanwhile is the same for both."""
-    engine, elsewhere = engines
-    floods = [Flood(e.url, [e.ticket("noisy") for _ in range(4)]) for e in (elsewhere, engine)]
-    request.addfinalizer(lambda: [flood.end() for flood in floods])
-    client = RawClient()
-    await client.open(engine.url, engine.ticket("quiet"))
-    made = await client.call(m.Create, m.Ref(b""), b"f", 0o600, os.O_RDWR)
-    await client.call(m.Write, made.handle, 0, payload=b"x" * 4096)
-    ratios: list[float] = []
-    while len(ratios) < 7 or (statistics.median(ratios) > 3 and len(ratios) < 25):
-        alone, shared = [await quiet_round(client, made.handle, flood) for flood in floods]
-        ratios.append(shared / alone)
-    assert statistics.median(ratios) <= 3, ratios
