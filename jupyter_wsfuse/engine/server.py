@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 from picows import (
     WSCloseCode,
@@ -230,6 +230,7 @@ class EngineServer:
             read_buffer_init_size=1 << 20,
             logger_name="server",
         )
+        asyncio.get_running_loop().set_exception_handler(_untold)
         port: int = self._server.sockets[0].getsockname()[1]
         return port
 
@@ -297,3 +298,12 @@ class EngineServer:
         return WSUpgradeResponseWithListener(
             WSUpgradeResponse.create_error_response(status, why.encode()), None
         )
+
+
+def _untold(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What nobody caught. picows cannot say what is wrong with a header that is no text, and closes the connection
+    with that as its error: it is the stranger's, and worth a line."""
+    if "protocol" in context and isinstance(context.get("exception"), UnicodeError):
+        _LOG.warning("closed a stranger: the request has a header that is no text")
+    else:
+        loop.default_exception_handler(context)

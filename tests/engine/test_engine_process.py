@@ -140,8 +140,13 @@ def test_http_that_is_refused(start: Start) -> None:
     with socket.create_connection(("127.0.0.1", engine.port)) as raw:
         raw.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nSec-WebSocket-Protocol: other, wsfuse.v1\r\n\r\n")
         assert raw.recv(1000).startswith(b"HTTP/1.1 400")  # no upgrade
+    with socket.create_connection(("127.0.0.1", engine.port)) as raw:
+        raw.settimeout(20)
+        raw.sendall(HANDSHAKE.replace(b"Version: 13", b"Version: \xff"))
+        assert raw.recv(1000) == b""
     assert engine.stop() == 0
-    assert engine.log.count("WARNING") == 7
+    assert engine.log.count("WARNING") == 8
+    assert "Traceback" not in engine.log
 
 
 # --- tickets and sessions that are refused
