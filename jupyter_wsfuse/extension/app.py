@@ -17,7 +17,7 @@ from traitlets.config import Config
 from jupyter_wsfuse.extension import audit_api, base, feed, handlers, mounts_api, tokens_api
 from jupyter_wsfuse.extension.collector import COLLECTOR, Collector
 from jupyter_wsfuse.extension.events import Events
-from jupyter_wsfuse.extension.feedstate import Place, address
+from jupyter_wsfuse.extension.feedmounts import Place, address
 from jupyter_wsfuse.extension.metrics import EngineCollector
 from jupyter_wsfuse.extension.settings import Settings, WsFuse
 from jupyter_wsfuse.extension.steward import Steward

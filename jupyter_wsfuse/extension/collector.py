@@ -17,7 +17,8 @@ from typing import Any, Final, Protocol
 
 from jupyter_wsfuse.errors import WsFuseError
 from jupyter_wsfuse.extension.audittail import AuditTail, Entry
-from jupyter_wsfuse.extension.feedstate import Mounts, Place, Rates, Snapshot, Viewer, counters, session_of
+from jupyter_wsfuse.extension.feedmounts import Mounts, Place, Snapshot, Viewer, session_of
+from jupyter_wsfuse.extension.feedstate import Rates, counters
 from jupyter_wsfuse.extension.settings import Settings
 from jupyter_wsfuse.extension.steward import Steward, StewardError
 from jupyter_wsfuse.extension.supervisor import CommandError, EngineSupervisor, EngineUnavailable

@@ -23,7 +23,9 @@ from jupyter_wsfuse.extension import audit_api
 from jupyter_wsfuse.extension.audittail import Entry
 from jupyter_wsfuse.extension.base import WsFuseSocket
 from jupyter_wsfuse.extension.collector import COLLECTOR, Collector, Matcher
-from jupyter_wsfuse.extension.feedstate import VIEWS, Snapshot, State, Viewer, build, changed_folders, diff
+from jupyter_wsfuse.extension.feedmounts import Snapshot, Viewer
+from jupyter_wsfuse.extension.feedstate import VIEWS, build, changed_folders
+from jupyter_wsfuse.extension.mergepatch import State, diff
 
 #: Versions of the feed that this side speaks.
 SPOKEN: Final = (1,)

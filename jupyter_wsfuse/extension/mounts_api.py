@@ -26,7 +26,7 @@ from tornado import web
 from jupyter_wsfuse.errors import WsFuseError
 from jupyter_wsfuse.extension.base import WsFuseHandler
 from jupyter_wsfuse.extension.collector import COLLECTOR, Collector
-from jupyter_wsfuse.extension.feedstate import Mounts, Viewer
+from jupyter_wsfuse.extension.feedmounts import Mounts, Viewer
 from jupyter_wsfuse.extension.steward import StewardError
 from jupyter_wsfuse.extension.supervisor import CommandError, EngineUnavailable
 from jupyter_wsfuse.extension.tokens import MAX_LABEL, Creator, StoreError, Wish

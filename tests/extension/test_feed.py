@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -237,6 +239,24 @@ def test_a_mount_elsewhere_reports_its_figures(server: live.Live, tmp_path: Path
             lambda page: page.mount_at(mounted.path)["operations"] > before, "its operations are counted"
         )
         assert (row["unsynced"], row["rescue"]) == (0, {})
+
+
+def test_a_mount_elsewhere_that_is_gone_is_shown_as_such(server: live.Live, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir(mode=0o700)
+    with live.mount(server, tmp_path / "m", env={**server.env, "WSFUSE_RUNTIME_DIR": str(run)}) as mounted:
+        with page(server, "mounts") as opened:
+            opened.until(lambda page: page.mount_at(mounted.path), "it is shown")
+            for pid in (mounted.supervisor_pid, *mounted.pids()):  # as if its machine had lost power
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, 9)
+            row = opened.until(
+                lambda page: (row := page.mount_at(mounted.path)) and row["state"] == "disconnected" and row,
+                "it is shown as disconnected",
+            )
+            assert "60 s" in row["reason"]
+            assert (row["path"], row["managed"]) == (str(mounted.path), False)
+            mounted.destroy()
 
 
 def test_a_page_that_does_not_read_holds_up_nobody(server: live.Live, mounted: live.Mount) -> None:

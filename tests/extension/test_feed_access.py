@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from jupyter_wsfuse.extension import feed as feed_module
 from jupyter_wsfuse.extension import steward as steward_module
 from jupyter_wsfuse.extension.steward import Steward, StewardError
 from jupyter_wsfuse.mount import registry
+from jupyter_wsfuse.protocol import messages as m
 from tests.helpers import live
+from tests.helpers.rawclient import RawClient, disconnect_all
 from tests.helpers.waiting import eventually_async
 
 from .conftest import Running, Start
@@ -197,9 +199,6 @@ async def test_everybody_sees_what_is_his(start: Start, opened: Open, tmp_path: 
         "real", ServerApp={"identity_provider_class": Ann}, WsFuse={"tenants_file": str(tenants)}
     )
     engine = await server.extension.supervisor.endpoint()
-    from jupyter_wsfuse.protocol import messages as m
-    from tests.helpers.rawclient import RawClient, disconnect_all
-
     ticket = server.extension.supervisor.ticket("ann", {"read", "write"})
     client = RawClient(client="laptop:/mnt")
     try:
@@ -226,68 +225,67 @@ async def test_everybody_sees_what_is_his(start: Start, opened: Open, tmp_path: 
         await disconnect_all()
 
 
-@pytest.mark.mount
-async def test_a_named_user_mounts_with_a_token_of_his_own_that_ends_with_the_mount(
-    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def mountpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where a server of the test may mount; whatever is there is taken down."""
     run = tmp_path / "run"
     run.mkdir(mode=0o700)
     monkeypatch.setenv("WSFUSE_RUNTIME_DIR", str(run))
-    server = await start("real", ServerApp={"identity_provider_class": Ann})
     path = tmp_path.resolve() / "m"
-    body = json.dumps({"path": str(path)})
-    try:
-        made = await server.fetch("wsfuse/api/mounts", method="POST", body=body, request_timeout=60)
-        assert made.code == 201, made.body
-        said = json.loads(made.body)
-        assert said["expires"] > 0
-        tokens = json.loads((await server.fetch("wsfuse/api/tokens")).body)["tokens"]
-        assert [(one["state"], one["label"]) for one in tokens] == [
-            ("valid", f"mounted by the panel on {path}"[:100])
-        ]
-        ended = await server.fetch(f"wsfuse/api/mounts/{said['id']}", method="DELETE", request_timeout=60)
-        assert ended.code == 200, ended.body
-        tokens = json.loads((await server.fetch("wsfuse/api/tokens")).body)["tokens"]
-        assert [one["state"] for one in tokens] == ["revoked"]
-        path.mkdir(exist_ok=True)
-        (path / "x").touch()  # a mount that fails leaves no token either
-        assert (await server.fetch("wsfuse/api/mounts", method="POST", body=body)).code == 409
-        tokens = json.loads((await server.fetch("wsfuse/api/tokens")).body)["tokens"]
-        assert [one["state"] for one in tokens] == ["revoked", "revoked"]
-    finally:
-        env = {**os.environ, "WSFUSE_RUNTIME_DIR": str(run)}
-        live.Mount(path, path, env, None).destroy()  # type: ignore[arg-type]
-        assert registry.kernel_mount(str(path)) is None
+    yield path
+    live.Mount(path, path, dict(os.environ), None).destroy()  # type: ignore[arg-type]
+    assert registry.kernel_mount(str(path)) is None
+
+
+@pytest.mark.mount
+async def test_a_named_user_mounts_with_a_token_of_his_own_that_ends_with_the_mount(
+    start: Start, mountpoint: Path
+) -> None:
+    server = await start("real", ServerApp={"identity_provider_class": Ann})
+
+    async def tokens() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads((await server.fetch("wsfuse/api/tokens")).body)["tokens"]
+        return found
+
+    said = await _mount(server, mountpoint)
+    assert said["expires"] > 0
+    [token] = await tokens()
+    assert (token["state"], token["label"]) == ("valid", f"mounted by the panel on {mountpoint}"[:100])
+    ended = await server.fetch(f"wsfuse/api/mounts/{said['id']}", method="DELETE", request_timeout=60)
+    assert ended.code == 200, ended.body
+    assert [one["state"] for one in await tokens()] == ["revoked"]
+    mountpoint.mkdir(exist_ok=True)
+    (mountpoint / "x").touch()  # a mount that fails leaves no token either
+    body = json.dumps({"path": str(mountpoint)})
+    assert (await server.fetch("wsfuse/api/mounts", method="POST", body=body)).code == 409
+    assert [one["state"] for one in await tokens()] == ["revoked", "revoked"]
+
+
+async def _mount(server: Running, path: Path, user: str = "ann") -> dict[str, Any]:
+    made = await server.fetch(
+        "wsfuse/api/mounts",
+        method="POST",
+        body=json.dumps({"path": str(path)}),
+        headers={"X-Test-User": user},
+        request_timeout=60,
+    )
+    assert made.code == 201, made.body
+    said: dict[str, Any] = json.loads(made.body)
+    return said
 
 
 @pytest.mark.mount
 async def test_the_owner_of_a_hubs_server_mounts_with_its_token(
-    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: Start, mountpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = tmp_path / "run"
-    run.mkdir(mode=0o700)
-    monkeypatch.setenv("WSFUSE_RUNTIME_DIR", str(run))
     server = await start("real", ServerApp={"identity_provider_class": Ann})
     monkeypatch.setenv("JUPYTERHUB_USER", "ann")
     monkeypatch.setenv("JUPYTERHUB_API_TOKEN", server.token)
-    path = tmp_path.resolve() / "m"
-    try:
-        for user, expires in (("ann", False), ("ben", True)):  # only hers is the Hub's
-            made = await server.fetch(
-                "wsfuse/api/mounts",
-                method="POST",
-                body=json.dumps({"path": str(path)}),
-                headers={"X-Test-User": user},
-                request_timeout=60,
-            )
-            assert made.code == 201, made.body
-            said = json.loads(made.body)
-            assert bool(said["expires"]) is expires
-            ended = await server.fetch(f"wsfuse/api/mounts/{said['id']}", method="DELETE", request_timeout=60)
-            assert ended.code == 200
-    finally:
-        env = {**os.environ, "WSFUSE_RUNTIME_DIR": str(run)}
-        live.Mount(path, path, env, None).destroy()  # type: ignore[arg-type]
+    for user, expires in (("ann", False), ("ben", True)):  # only hers is the Hub's
+        said = await _mount(server, mountpoint, user)
+        assert bool(said["expires"]) is expires
+        ended = await server.fetch(f"wsfuse/api/mounts/{said['id']}", method="DELETE", request_timeout=60)
+        assert ended.code == 200
 
 
 # --- the helper ------------------------------------------------------------------------------------------------

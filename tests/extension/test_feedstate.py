@@ -9,18 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jupyter_wsfuse.extension.feedstate import (
-    Place,
-    Rates,
-    Snapshot,
-    Viewer,
-    address,
-    build,
-    changed_folders,
-    counters,
-    diff,
-    without_null,
-)
+from jupyter_wsfuse.extension.feedmounts import Place, Snapshot, Viewer, address
+from jupyter_wsfuse.extension.feedstate import Rates, build, changed_folders, counters
+from jupyter_wsfuse.extension.mergepatch import diff, without_null
 from tests.helpers.feed import merge
 
 names = st.sampled_from(["a", "b", "c", "", "state"]) | st.text(max_size=3)
