@@ -24,9 +24,12 @@ from jupyter_wsfuse.extension.steward import Steward, StewardError
 from jupyter_wsfuse.extension.supervisor import CommandError, EngineSupervisor, EngineUnavailable
 
 COLLECTOR: Final = "wsfuse_collector"
-#: Seconds between two looks, and that the steward is waited for.
+#: Seconds between two looks, and that engine and steward are waited for.
 INTERVAL: Final = 0.5
-_MOUNTS_PATIENCE: Final = 0.3
+_PATIENCE: Final = 0.3
+#: Seconds after which what the engine said last is shown as old, and after which it is not shown any more.
+_OLD: Final = 2.0
+_TOO_OLD: Final = 60.0
 #: Seconds that the steward may take before it is asked anew.
 _STEWARD_TIMEOUT: Final = 10.0
 #: Seconds after which one that failed is asked again.
@@ -77,6 +80,9 @@ class Collector:
         self._pages: set[Page] = set()
         self._task: asyncio.Task[None] | None = None
         self._poked = asyncio.Event()
+        self._asking: asyncio.Task[Any] | None = None  # the engine
+        self._panel: dict[str, Any] = {}
+        self._panel_at = 0.0  # monotonic
         self._looking: asyncio.Task[Any] | None = None  # at the mounts
         self._mounts: list[dict[str, Any]] = []
         self._mounts_from = 0.0  # monotonic: before, the steward is left alone
@@ -116,7 +122,7 @@ class Collector:
     async def close(self) -> None:
         """Look at nothing any more."""
         self._pages.clear()
-        tasks = [task for task in (self._task, self._looking) if task is not None]
+        tasks = [task for task in (self._task, self._asking, self._looking) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -183,7 +189,11 @@ class Collector:
                     await asyncio.sleep(pause)
         finally:
             change.cancel()
-            self._tail = None
+            for task in (self._asking, self._looking):
+                if task is not None:
+                    task.cancel()
+            self._asking = self._looking = None
+            self._tail, self._panel, self._mounts = None, {}, []
             self._rates = Rates()
 
     async def _look(self) -> None:
@@ -212,11 +222,26 @@ class Collector:
         principals = None
         if self._settings.tenants_file:
             principals = sorted({page.viewer.principal or "" for page in self._pages})
-        try:
-            answer = await self._supervisor.command("panel", views=sorted(views), principals=principals)
-        except (EngineUnavailable, CommandError):
-            return {}  # the supervisor's own state tells
-        return answer if isinstance(answer, dict) else {}
+        if self._asking is None:
+            self._asking = asyncio.create_task(
+                self._supervisor.command("panel", views=sorted(views), principals=principals)
+            )
+        await asyncio.wait((self._asking,), timeout=_PATIENCE)
+        now = time.monotonic()
+        if self._asking.done():
+            done, self._asking = self._asking, None
+            try:
+                self._panel, self._panel_at = done.result(), now
+                return self._panel
+            except (EngineUnavailable, CommandError):
+                pass  # the supervisor's own state tells
+        age = now - self._panel_at
+        if self._supervisor.state == "stopped" or age > _TOO_OLD:
+            self._panel = {}
+        if not self._panel:
+            return {}
+        old = age > _OLD or self._supervisor.state != "running"
+        return {**self._panel, "changed": {}, "old": old, "uptime_s": None}
 
     async def _ask_steward(self, views: frozenset[str]) -> list[dict[str, Any]]:
         if not views & {"mounts", "profile"}:
@@ -227,7 +252,7 @@ class Collector:
             self._looking = asyncio.create_task(
                 self.steward.request("look", _STEWARD_TIMEOUT, profile="profile" in views)
             )
-        await asyncio.wait((self._looking,), timeout=_MOUNTS_PATIENCE)
+        await asyncio.wait((self._looking,), timeout=_PATIENCE)
         if self._looking.done():
             done, self._looking = self._looking, None
             try:

@@ -54,7 +54,8 @@ def address(url: str) -> tuple[str, int, str]:
 class Snapshot:
     """All that is known at ``time`` (seconds since the epoch).
 
-    ``engine``: what the supervisor says; ``panel``: the engine's answer to "panel", empty if there was none;
+    ``engine``: what the supervisor says; ``panel``: the engine's answer to "panel", empty if there was none, with
+    ``old`` if it does not answer now;
     ``mounts``: the steward's answer to "look"; ``rates``: of what :func:`.feedstate.counters` names, a second.
     ``owners``: by the id of a mount on this machine who mounted it, as far as an engine ever said so.
     """
@@ -95,6 +96,7 @@ class Mounts:
         self.local: dict[str, Mapping[str, Any]] = {}
         self.sessions: dict[str, str] = {}
         self._known = snapshot.sessions
+        self._old = bool(snapshot.panel.get("old"))
         self._time = snapshot.time
         self._place = place
         for mount in snapshot.mounts:
@@ -154,7 +156,7 @@ class Mounts:
         client = session["client"]
         host, _, path = client.partition(":")
         report = session.get("report") or {}
-        state, reason = _state_elsewhere(session, report)
+        state, reason = ("reconnecting", _NO_ENGINE) if self._old else _state_elsewhere(session, report)
         return {
             "state": state,
             "reason": reason,
@@ -189,6 +191,7 @@ def _hit_rate(hits: int | None, misses: int | None) -> float | None:
     return round(hits / (hits + misses), 3)
 
 
+_NO_ENGINE: Final = "The server's file engine does not answer; it is started again if that goes on."
 _TAKE_DOWN: Final = "Unmount it, here or by `wsfuse umount`, and mount it again."
 
 

@@ -179,6 +179,17 @@ async def test_nothing_is_noted_when_nobody_looks_any_more(start: Start, join: J
     await eventually_async(lambda: watched(client) == [True, False, True])
 
 
+async def test_a_folder_that_was_moved_is_named_by_where_it_is(start: Start, join: Join) -> None:
+    engine = start()
+    (engine.root / "d").mkdir()
+    client = await join(engine, features=[m.LEASES])
+    await client.call(m.ListTree, [Ref(b"", client.welcome.root.identity)], 100, 5)
+    look(engine)
+    (engine.root / "d").rename(engine.root / "e")
+    (engine.root / "e" / "f").write_text("x")
+    await eventually_async(lambda: "e" in look(engine)["changed"].get("default", []))
+
+
 # --- who is held back ------------------------------------------------------------------------------------------
 
 

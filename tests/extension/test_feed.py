@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -217,6 +218,52 @@ def test_an_engine_that_dies_is_told_and_its_recovery(tmp_path: Path) -> None:
             opened.until(
                 lambda page: page.mount_at(mounted.path)["state"] == "connected", "the mount is back"
             )
+
+
+def test_an_engine_that_hangs_is_told_and_holds_nothing_up(tmp_path: Path) -> None:
+    with live.start_server(tmp_path / "workspace", tmp_path / "home") as server:
+        run = tmp_path / "run"
+        run.mkdir(mode=0o700)
+        elsewhere = {**server.env, "WSFUSE_RUNTIME_DIR": str(run)}
+        with (
+            live.mount(server, tmp_path / "here", "--deadline", "2") as here,
+            live.mount(server, tmp_path / "there", "--deadline", "2", env=elsewhere) as there,
+            page(server, "mounts") as opened,
+        ):
+            for mounted in (here, there):
+                mounted.expect_log(".")
+                opened.until(lambda page, mounted=mounted: page.mount_at(mounted.path), "both are shown")
+            server.expect_log("did not answer", "engine")
+            pid = server.engine_pid()
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                row = opened.until(
+                    lambda page: (
+                        (row := page.mount_at(there.path)) and row["state"] == "reconnecting" and row
+                    ),
+                    "the one elsewhere is shown as what is known of it",
+                )
+                assert "engine" in row["reason"]
+                row = opened.until(
+                    lambda page: (row := page.mount_at(here.path)) and row["state"] == "reconnecting" and row,
+                    "the one here says itself that it waits",
+                )
+                assert row["deadline_s"] == 2
+                assert row["reason"]
+                row = opened.until(
+                    lambda page: (row := page.mount_at(here.path)) and row["state"] == "disconnected" and row,
+                    "it has waited for too long",
+                )
+                assert row["waited_s"] >= 2
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            for mounted in (here, there):
+                opened.until(
+                    lambda page, mounted=mounted: (
+                        (page.mount_at(mounted.path) or {}).get("state") == "connected"
+                    ),
+                    "they are back",
+                )
 
 
 def test_a_mount_elsewhere_reports_its_figures(server: live.Live, tmp_path: Path) -> None:

@@ -326,6 +326,63 @@ async def test_a_machine_without_fuse(start: Start, opened: Open, monkeypatch: p
     assert (said["reason"], said["advice"]) == ("no /dev/fuse", "modprobe fuse")
 
 
+async def test_a_helper_that_fails_is_left_alone_for_a_while(
+    start: Start, opened: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(steward_module, "STEWARD", (sys.executable, "-c", "pass"))
+    server = await start("real")
+    page = await opened(server)
+    hello = await page.next("hello")
+    assert not hello["fuse"]["available"]
+    assert await page.state("mounts") == {
+        "engine": {"state": "stopped", "restarts": 0, "error": ""},
+        "mounts": {},
+    }
+    looks = server.extension.collector.looks
+    await eventually_async(lambda: server.extension.collector.looks > looks + 2)
+    said = [record for record in caplog.records if "cannot be looked at" in record.getMessage()]
+    assert len(said) == 1
+    for method, name, body in (
+        ("DELETE", "mounts/0123456789ab", None),
+        ("POST", "mounts/0123456789ab/sync", "{}"),
+        ("GET", "mounts/0123456789ab/unsynced", None),
+        ("POST", "profile/reset", '{"scope": "0123456789ab"}'),
+    ):
+        found = await server.fetch(f"wsfuse/api/{name}", method=method, body=body)
+        assert (found.code, json.loads(found.body)["reason"]) == (503, "gone")
+    found = await server.fetch("wsfuse/api/profile/reset", method="POST", body='{"scope": "server"}')
+    assert (found.code, json.loads(found.body)["reason"]) == (503, "engine unavailable")
+    found = await server.fetch("wsfuse/api/mounts/0123456789ab?force=maybe", method="DELETE")
+    assert found.code == 400
+
+
+async def test_a_page_that_takes_nothing_is_closed(
+    start: Start, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stuck(self: Any, message: Any, binary: bool = False) -> None:
+        await asyncio.Event().wait()
+
+    server = await start("real")
+    page = await opened(server)
+    await page.next("hello")
+    monkeypatch.setattr(feed_module, "_STALLED", 0.05)
+    monkeypatch.setattr(feed_module.FeedHandler, "write_message", stuck)
+    page.say(type="watch", views=["mounts"])
+    assert await page.closed() == 1013
+
+
+async def test_an_error_of_our_own_closes_the_page(
+    start: Start, opened: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = await start("real")
+    page = await opened(server)
+    await page.next("hello")
+    monkeypatch.setattr(feed_module, "build", lambda *arguments: 1 / 0)
+    page.say(type="watch", views=["mounts"])
+    assert await page.closed() == 1011
+    assert "could not be served" in caplog.text
+
+
 async def test_a_helper_that_ends_is_started_again(helper: Steward) -> None:
     with pytest.raises(StewardError, match="something") as caught:
         await helper.request("something", 20)

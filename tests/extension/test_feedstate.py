@@ -148,6 +148,14 @@ def test_a_mount_elsewhere_is_shown_by_its_session() -> None:
     assert "60 s" in found["5e56"]["reason"]
 
 
+def test_mounts_elsewhere_stay_while_the_engine_is_restarted() -> None:
+    panel = {"sessions": {"5e55": SESSION}, "tenants": {}, "old": True}
+    snapshot = Snapshot(1.0, {"state": "starting"}, panel)
+    (row,) = build(snapshot, {"mounts"}, Viewer(None), PLACE, {})["mounts"].values()
+    assert row["state"] == "reconnecting"
+    assert "engine" in row["reason"]
+
+
 def test_another_servers_mount_is_not_shown() -> None:
     other = {**mount(), "url": "http://127.0.0.1:9999/"}
     assert rows([other]) == {}
