@@ -91,6 +91,16 @@ class _Handler(WsFuseHandler, APIHandler):
             )
         return None
 
+    async def revoke(self, creator: Creator, id: str) -> None:
+        """The token *id*, which was made for a mount, is of no use any more."""
+        try:
+            await asyncio.to_thread(self.tokens.revoke, creator, id)
+            await self.supervisor.revoke()
+        except (KeyError, WsFuseError, OSError) as exc:
+            self.log.warning("the token of a mount could not be revoked: %s", exc)
+        else:
+            self.events.token("revoked", id, creator.principal, "", self.request.remote_ip)
+
     def body(self) -> dict[str, Any] | None:
         """The request's; None: it is answered with an error."""
         asked: Any = self.get_json_body() or {}
@@ -163,7 +173,7 @@ class MountsHandler(_Handler):
             )  # fmt: skip
         except StewardError as exc:
             if made is not None:
-                await self._revoke(creator, made["id"])
+                await self.revoke(creator, made["id"])
             self.failed(exc)
             return
         finally:
@@ -189,24 +199,10 @@ class MountsHandler(_Handler):
         self.events.token("created", made["id"], creator.principal, tenant, self.request.remote_ip)
         return text, made
 
-    async def _revoke(self, creator: Creator, id: str) -> None:
-        await revoke(self, creator, id)
-
 
 def label(path: str) -> str:
     """What a token is called that was made for a mount on *path*."""
     return "".join(c if c.isprintable() else "?" for c in _LABEL + path)[:MAX_LABEL]
-
-
-async def revoke(handler: WsFuseHandler, creator: Creator, id: str) -> None:
-    """The token *id*, which was made for a mount, is of no use any more."""
-    try:
-        await asyncio.to_thread(handler.tokens.revoke, creator, id)
-        await handler.supervisor.revoke()
-    except (KeyError, WsFuseError, OSError) as exc:
-        handler.log.warning("the token of a mount could not be revoked: %s", exc)
-    else:
-        handler.events.token("revoked", id, creator.principal, "", handler.request.remote_ip)
 
 
 class MountHandler(_Handler):
@@ -232,7 +228,7 @@ class MountHandler(_Handler):
         if token:
             ours = await asyncio.to_thread(self.tokens.tokens, creator)
             if any(one["id"] == token and one["label"].startswith(_LABEL) for one in ours):
-                await revoke(self, creator, token)
+                await self.revoke(creator, token)
         self.finish(json.dumps(answer))
 
 

@@ -13,8 +13,7 @@ JSON object a line, each answered by one line ``{"ok": true, ...}`` or ``{"ok": 
 ``{"do": "kill-engine"}``          SIGKILL to the file engine
 =================================  ==================================================================================
 
-At the end of its input it takes everything down. JupyterLab is served with ``--lab-tests`` as its own browser tests
-want it.
+At the end of its input it takes everything down. With ``--lab-tests`` a page has what JupyterLab's own test tools want.
 """
 
 from __future__ import annotations
@@ -28,11 +27,8 @@ from typing import Any
 
 from tests.helpers import live
 
-_LAB_TESTS = """
-c.LabApp.expose_app_in_browser = True
-c.LabServerApp.extra_labextensions_path = []
-c.ServerApp.disable_check_xsrf = False
-"""
+#: What JupyterLab's own test tools want of a page.
+_LAB_TESTS = "c.LabApp.expose_app_in_browser = True\n"
 
 
 class Stage:
