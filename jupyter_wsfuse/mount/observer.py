@@ -22,19 +22,20 @@ _LONGEST: Final = 1 << 20
 
 
 class _Line:
-    """A connection to the control socket of one mount, kept open. One request at a time."""
+    """A connection to the control socket of one mount, kept open. Questions are asked one after another."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._numbers = itertools.count(1)
+        self._turn = asyncio.Lock()
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
 
     async def ask(self, op: str, **arguments: Any) -> dict[str, Any]:
         """The result. Raises :class:`OSError` or :class:`ValueError`: then the line is closed, and opened again by the
         next question."""
-        try:
-            async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(PATIENCE), self._turn:
+            try:
                 if self._writer is None:
                     await self._open()
                 assert self._reader is not None
@@ -45,11 +46,11 @@ class _Line:
                 if answer["id"] != number or not answer["ok"]:
                     raise ValueError(str(answer.get("error")))
                 return dict(answer["result"])
-        except BaseException as exc:
-            self.close()
-            if isinstance(exc, EOFError | LookupError | TypeError | asyncio.LimitOverrunError):
-                raise ValueError("no answer") from exc
-            raise
+            except BaseException as exc:
+                self.close()
+                if isinstance(exc, EOFError | LookupError | TypeError | asyncio.LimitOverrunError):
+                    raise ValueError("no answer") from exc
+                raise
 
     async def _open(self) -> None:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)

@@ -18,6 +18,7 @@ from jupyter_wsfuse.mount.control import ControlServer
 from jupyter_wsfuse.mount.observer import Observer
 from jupyter_wsfuse.mount.steward import Steward, StewardError, check_mountpoint
 from tests.helpers import live
+from tests.helpers.waiting import eventually_async
 
 
 @pytest.fixture(autouse=True)
@@ -160,6 +161,21 @@ async def test_one_that_is_stuck_does_not_hide_the_others(monkeypatch: pytest.Mo
         watching.close()
         for one in (well, stuck, unsupervised):
             await one.end()
+
+
+async def test_several_look_at_once(helper: Steward) -> None:
+    mount = Supervisor("/a")
+    try:
+        await mount.server.start()
+        mount.hang.clear()
+        looking = [asyncio.create_task(ask(helper, "look")) for _ in range(3)]
+        await eventually_async(lambda: mount.asked)
+        mount.hang.set()
+        for found in await asyncio.gather(*looking):
+            assert [row["state"] for row in found["result"]] == ["mounted"]
+    finally:
+        helper.close()
+        await mount.end()
 
 
 async def test_lines_that_are_no_answers(tmp_path: Path) -> None:
