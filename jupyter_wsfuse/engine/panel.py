@@ -159,6 +159,7 @@ class Panel:
             "transport": _printable(session.transport),
             "connected": session.connection is not None,
             "read_only": session.read_only,
+            "unwatched": session.unwatched,
             "since": session.since,
             "requests": session.requests,
             "handles": 0 if session.context is None else len(session.context.handles),

@@ -93,6 +93,8 @@ class Session:
         self.pending = Pending()
         #: The client wants to be told of changes by leases, and those that it has.
         self.wants_leases = False
+        #: Why it is not told, in words; empty if it is, or does not want to be.
+        self.unwatched = ""
         self.leases: dict[Identity, Watched] = {}
         self.leaser: Leaser | None = None
         #: The client says what it knows of itself, if somebody looks.

@@ -498,6 +498,7 @@ class Sessions:
                 why = "some names are hidden from you, and changes are told by name"
             if not why and context.sandbox.links == "follow":
                 why = "links are followed on the server, to files that are not watched"
+        session.unwatched = why
         fine = session.wants_leases and not why
         context.leases = session.leaser = (
             Leaser(self.watcher.leases, session, context.sandbox) if fine else None

@@ -217,8 +217,7 @@ def _state_here(mount: Mapping[str, Any], connection: Mapping[str, Any], waited:
     match connection.get("state"):
         case "connected":
             if connection.get("told") is False and mount.get("cache") is not False:
-                why = connection.get("untold_because")
-                return "degraded", "What others change is seen after a second" + (f": {why}." if why else ".")
+                return "degraded", _untold(str(connection.get("untold_because") or ""))
             return "connected", ""
         case "parked":
             return "parked", ""
@@ -234,11 +233,15 @@ def _state_here(mount: Mapping[str, Any], connection: Mapping[str, Any], waited:
     return "degraded", "Its process does not answer; its log may say why."
 
 
+def _untold(why: str) -> str:
+    return "What others change is seen after a second" + (f": {why}." if why else ".")
+
+
 def _state_elsewhere(session: Mapping[str, Any], report: Mapping[str, Any]) -> tuple[str, str]:
     """State and reason of a mount on another machine."""
     if session["connected"]:
-        if report.get("state") == "degraded":
-            return "degraded", "What others change is seen there after a second."
+        if session["unwatched"]:
+            return "degraded", _untold(session["unwatched"])
         return "connected", ""
     if report.get("state") == "parked":
         return "parked", ""

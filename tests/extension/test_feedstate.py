@@ -100,7 +100,7 @@ PLACE = Place("/home/ann", frozenset({address(URL)}))
 SESSION = {
     "client": "vm:/mnt/x", "tenant": "default", "principal": "", "address": "10.0.0.7", "transport": "relay",
     "connected": True, "read_only": False, "since": 1.0, "requests": 7, "handles": 1, "grace": 60.0,
-    "throttled": None, "limits": {},
+    "throttled": None, "limits": {}, "unwatched": "",
 }  # fmt: skip
 
 
@@ -141,7 +141,18 @@ def test_a_mount_of_this_machine_is_shown_once_with_what_both_know_of_it() -> No
 
 
 def test_a_mount_elsewhere_is_shown_by_its_session() -> None:
-    found = rows([], {"5e55": SESSION, "5e56": {**SESSION, "connected": False}})
+    lost = {**SESSION, "connected": False}
+    parked = {**lost, "report": {"state": "parked", "host": "laptop", "path": "/mnt/y"}}
+    found = rows(
+        [], {"5e55": SESSION, "5e56": lost, "5e57": parked, "5e58": {**SESSION, "unwatched": "no inotify"}}
+    )
+    assert (found["5e57"]["state"], found["5e57"]["host"], found["5e57"]["path"]) == (
+        "parked",
+        "laptop",
+        "/mnt/y",
+    )
+    assert found["5e58"]["state"] == "degraded"
+    assert "no inotify" in found["5e58"]["reason"]
     assert (found["5e55"]["local"], found["5e55"]["host"], found["5e55"]["path"]) == (False, "vm", "/mnt/x")
     assert found["5e55"]["state"] == "connected"
     assert found["5e56"]["state"] == "disconnected"
