@@ -1,86 +1,194 @@
-/**
- * What the panel shows, kept up to date by a poll that rests while nobody looks.
- */
+/** What the panel shows, as the feed tells it. */
+import { URLExt } from '@jupyterlab/coreutils';
 import { ServerConnection } from '@jupyterlab/services';
-import { Poll } from '@lumino/polling';
 import { ISignal, Signal } from '@lumino/signaling';
 
-import { fetchStatus, IStatus, StatusError } from './api';
+import { Feed, ISocket, Trouble } from './feed';
+import { IEntry, IHello, IOperation, IProfile, IState, View, VIEWS } from './state';
 
-/** The longest pause between two tries while the server does not answer. */
-const MAX_INTERVAL = 60_000;
+/** Entries of the audit log that are kept here. */
+export const MOST_ENTRIES = 100_000;
+/** Points of the chart. */
+const MOST_POINTS = 120;
 
-export class StatusModel {
-  constructor(private readonly _settings: ServerConnection.ISettings) {
-    this._poll = new Poll({
-      name: 'jupyter-wsfuse:status',
-      auto: true,
-      factory: () => this._fetch(),
-      frequency: { interval: 3000, backoff: true, max: MAX_INTERVAL },
-      standby: () => (this._watched ? 'when-hidden' : true)
+export interface IPoint {
+  time: number;
+  rate: number;
+  /** Mean of what was answered since the point before, in microseconds. */
+  latency: number;
+}
+
+export class PanelModel {
+  constructor(
+    private readonly _settings: ServerConnection.ISettings,
+    readonly version: string
+  ) {
+    this._feed = new Feed({
+      version,
+      connect: () => this._connect(),
+      diagnose: () => this._diagnose(),
+      events: {
+        hello: hello => {
+          this.hello = hello;
+        },
+        state: state => {
+          this.state = state;
+          this._note(state);
+          this._changed.emit();
+        },
+        audit: (entries, missed, reset) => this._audit(entries, missed, reset),
+        changed: (paths, more) => this._files.emit({ paths, more }),
+        trouble: (kind, detail) => {
+          this.trouble = kind;
+          this.detail = detail;
+          this._changed.emit();
+        }
+      }
     });
+    this._onVisibility = () => this._watch();
+    document.addEventListener('visibilitychange', this._onVisibility);
   }
 
-  /** Emitted when `status` or `error` changed. */
+  hello: IHello | null = null;
+  state: IState | null = null;
+  trouble: Trouble | null = null;
+  detail = '';
+  /** The audit log's entries that match the filter, oldest first. */
+  entries: IEntry[] = [];
+  missed = 0;
+
   get changed(): ISignal<this, void> {
     return this._changed;
   }
 
-  /** The last status received, or null before the first one. */
-  get status(): IStatus | null {
-    return this._status;
+  get filesChanged(): ISignal<this, { paths: string[]; more: boolean }> {
+    return this._files;
   }
 
-  /** Why the last look failed, or null if it succeeded. */
-  get error(): StatusError | null {
-    return this._error;
+  get filter(): Record<string, string> {
+    return this._filter;
   }
 
-  /** Whether somebody is looking; the poll stands by otherwise. */
-  set watched(watched: boolean) {
-    this._watched = watched;
-    if (watched) {
-      this.refresh();
-    }
+  set filter(filter: Record<string, string>) {
+    this._filter = filter;
+    this._watch();
   }
 
-  /** Milliseconds between two looks. */
-  set interval(interval: number) {
-    this._poll.frequency = { interval, backoff: true, max: Math.max(interval, MAX_INTERVAL) };
+  /** Which view of the panel is seen; null: none. */
+  set seen(view: View | null) {
+    this._seen = view;
+    this._watch();
   }
 
-  /** Look now. */
-  refresh(): void {
-    // A refresh that fails is shown by the panel, and the poll goes on by itself.
-    this._poll.refresh().catch(() => undefined);
+  /** Whether the mounts are shown elsewhere: in the status bar. */
+  set background(wanted: boolean) {
+    this._background = wanted;
+    this._watch();
+  }
+
+  retry(): void {
+    this._feed.retry();
+  }
+
+  points(scope: string): IPoint[] {
+    return this._points.get(scope) ?? [];
   }
 
   dispose(): void {
-    if (this._poll.isDisposed) {
+    if (this._isDisposed) {
       return;
     }
-    this._poll.dispose();
+    this._isDisposed = true;
+    document.removeEventListener('visibilitychange', this._onVisibility);
+    this._feed.dispose();
     Signal.clearData(this);
   }
 
-  private async _fetch(): Promise<void> {
-    try {
-      this._status = await fetchStatus(this._settings);
-      this._error = null;
-    } catch (error) {
-      this._error =
-        error instanceof StatusError ? error : new StatusError('unexpected', String(error));
-      throw error; // a rejected look makes the poll back off
-    } finally {
-      if (!this._poll.isDisposed) {
-        this._changed.emit();
+  private _watch(): void {
+    const views = new Set<View>();
+    if (!document.hidden) {
+      if (this._background || this._seen) {
+        views.add('mounts');
       }
+      if (this._seen) {
+        views.add(this._seen);
+      }
+    }
+    this._feed.watch(
+      VIEWS.filter(view => views.has(view)),
+      views.has('audit') ? this._filter : {}
+    );
+  }
+
+  private _connect(): ISocket {
+    const { wsUrl, token, appendToken, WebSocket } = this._settings;
+    let url = URLExt.join(wsUrl, 'wsfuse', 'feed');
+    if (appendToken && token) {
+      url += `?token=${encodeURIComponent(token)}`;
+    }
+    return new WebSocket(url) as ISocket;
+  }
+
+  private async _diagnose(): Promise<Trouble> {
+    const url =
+      URLExt.join(this._settings.baseUrl, 'wsfuse', 'api', 'status') + '?no_track_activity=1';
+    try {
+      const { status } = await ServerConnection.makeRequest(url, {}, this._settings);
+      return status === 404
+        ? 'not-installed'
+        : status === 401 || status === 403
+          ? 'forbidden'
+          : 'unreachable';
+    } catch {
+      return 'unreachable';
     }
   }
 
-  private readonly _poll: Poll;
+  private _audit(entries: IEntry[], missed: number, reset: boolean): void {
+    const kept = reset ? [] : this.entries;
+    this.entries = kept.concat(entries).slice(-MOST_ENTRIES);
+    this.missed = reset ? missed : this.missed + missed;
+    this._changed.emit();
+  }
+
+  private _note(state: IState): void {
+    const profile = state.profile ?? {};
+    for (const scope of [...this._points.keys()]) {
+      if (!(scope in profile)) {
+        this._points.delete(scope);
+        this._totals.delete(scope);
+      }
+    }
+    for (const [scope, found] of Object.entries(profile)) {
+      const [answered, spent] = totals(found);
+      const before = this._totals.get(scope);
+      this._totals.set(scope, [answered, spent]);
+      const grown = before !== undefined && answered > before[0];
+      const latency = grown ? Math.max(0, (spent - before[1]) / (answered - before[0])) : 0;
+      const points = this._points.get(scope) ?? [];
+      points.push({ time: Date.now() / 1000, rate: found.rate ?? 0, latency });
+      this._points.set(scope, points.slice(-MOST_POINTS));
+    }
+  }
+
+  private readonly _feed: Feed;
+  private readonly _onVisibility: () => void;
   private readonly _changed = new Signal<this, void>(this);
-  private _status: IStatus | null = null;
-  private _error: StatusError | null = null;
-  private _watched = false;
+  private readonly _files = new Signal<this, { paths: string[]; more: boolean }>(this);
+  private readonly _points = new Map<string, IPoint[]>();
+  private readonly _totals = new Map<string, [number, number]>();
+  private _filter: Record<string, string> = {};
+  private _seen: View | null = null;
+  private _background = false;
+  private _isDisposed = false;
+}
+
+function totals(profile: IProfile): [number, number] {
+  let answered = 0;
+  let spent = 0;
+  for (const operation of Object.values(profile.operations ?? {}) as IOperation[]) {
+    answered += operation.count;
+    spent += operation.count * (operation.mean_us ?? 0);
+  }
+  return [answered, spent];
 }
