@@ -77,5 +77,5 @@ bench: $(STAMP) ## measure against sshfs on this machine, at several distances
 clean: ## remove everything that was built, installed or measured
 	rm -rf $(VENV) build dist htmlcov .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis \
 		.import_linter_cache jupyter_wsfuse/labextension \
-		labextension/lib labextension/node_modules labextension/.yarn labextension/*.tsbuildinfo
+		labextension/lib labextension/build labextension/node_modules labextension/.yarn labextension/*.tsbuildinfo
 	find jupyter_wsfuse tests scripts benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -38,6 +38,8 @@ demo)
 test)
     need git "tests work on a repository in a mount" have git
     need fuse3 "tests mount as an ordinary user" have fusermount3
+    need chromium "tests use the panel in JupyterLab" have chromium
+    need chromium-driver "drives that browser" have chromedriver
     ;;
 bench)
     need git "a workload is a repository's status" have git

@@ -223,9 +223,9 @@ def launch_server(
 
 
 @contextlib.contextmanager
-def start_server(root: Path, home: Path, *options: str) -> Iterator[Live]:
+def start_server(root: Path, home: Path, *options: str, env: dict[str, str] | None = None) -> Iterator[Live]:
     """A server on *root* for the time of the block; *home* is a directory for what belongs to its user."""
-    live = launch_server(root, home, *options)
+    live = launch_server(root, home, *options, env=env)
     try:
         yield live
     finally:
