@@ -13,6 +13,7 @@ from tests.helpers import live
 
 CONFIG = """
 c.WsFuse.rules = ["deny write,delete /raw/**"]
+c.WsFuse.limits = {"delete": 10, "bytes_out": "200 MiB", "handles": 1000}
 c.LabApp.news_url = None
 c.LabApp.check_for_updates_class = "jupyterlab.NeverCheckForUpdate"
 """

@@ -104,10 +104,14 @@ def test_an_engine_that_is_killed_is_shown_and_comes_back(
     assert (server.root / "after").read_text() == "text"
 
 
-def test_the_limits_of_the_tenant_are_shown(lab: Lab, mounted: live.Mount) -> None:
-    (mounted.path / "used").write_text("text")
+def test_who_is_held_back_by_which_limit_is_shown(lab: Lab, mounted: live.Mount) -> None:
+    for number in range(25):
+        (mounted.path / f"short-lived{number}").touch()
     lab.view("limits")
-    lab.says("default")
+    lab.says("delete", "of 10", "bytes_out", "of 200 MiB")
+    for number in range(25):
+        (mounted.path / f"short-lived{number}").unlink()
+    lab.until(lambda: re.search(r"[1-9]\d* delayed, 0 refused", lab.text), "what was delayed is counted")
 
 
 def test_the_status_bar_counts_the_mounts_and_opens_the_panel(lab: Lab, mounted: live.Mount) -> None:
@@ -177,6 +181,8 @@ def test_the_views_fit_and_can_be_used_by_everybody(lab: Lab, mounted: live.Moun
     for view in ("mounts", "profile", "limits", "audit"):
         lab.view(view)
         lab.until(lambda: "Asking the server" not in lab.text, f"{view} has figures")
+        if view == "audit":
+            lab.says("denied by the rule")
         wide, room = lab.browser.execute_script(
             "const body = document.querySelector('#jp-wsfuse-view'); return [body.scrollWidth, body.clientWidth]"
         )
