@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from jupyter_wsfuse.ui.widgets import WorkspacePanel
+    from jupyter_wsfuse.ui.workspace import Workspace
+
     __version__: str
 
-__all__ = ["__version__", "load_ipython_extension", "unload_ipython_extension"]
+__all__ = ["Workspace", "WorkspacePanel", "__version__", "load_ipython_extension", "unload_ipython_extension"]
 
 
 def _jupyter_server_extension_points() -> list[dict[str, Any]]:
@@ -44,8 +47,16 @@ def unload_ipython_extension(ipython: InteractiveShell) -> None:
 
 if not TYPE_CHECKING:  # a module __getattr__ would make every misspelt name pass the type checker
 
-    def __getattr__(name: str) -> str:
-        """``__version__``, looked up when asked for: reading metadata would slow down every start."""
+    def __getattr__(name: str) -> Any:
+        """What is looked up when asked for: importing it, or reading metadata, would slow down every start."""
+        if name == "Workspace":
+            from jupyter_wsfuse.ui.workspace import Workspace
+
+            return Workspace
+        if name == "WorkspacePanel":
+            from jupyter_wsfuse.ui.widgets import WorkspacePanel
+
+            return WorkspacePanel
         if name != "__version__":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib.metadata import PackageNotFoundError, version

@@ -150,7 +150,7 @@ def query(
         if limit and count == limit and not as_json:
             click.echo(f"wsfuse: there may be more: --limit {10 * limit}, or 0 for everything", err=True)
         return 0
-    return _report(list(found))
+    return listed(list(found))
 
 
 @audit.command()
@@ -179,7 +179,7 @@ def tail(
         raise click.UsageError("-f is for a terminal: run the cell again to see what has come")
     last = list(source({**given, "limit": str(limit)}))[::-1]
     if not front.terminal:
-        return _report(last)
+        return listed(last)
     _print(last, as_json)
     if follow:
         pause = threading.Event()
@@ -254,13 +254,13 @@ def verify(
         if key_file is not None:
             raise click.UsageError("--key is for --dir: it is the server that verifies its log")
         server = discover(url, given_token(front, url, token_file))
-        return _proven(audit_http.proofs(server, tenant, expected), expected)
+        return proven(audit_http.proofs(server, tenant, expected), expected)
     if url or token_file:
         raise click.UsageError("either a server or --dir")
     try:
         keys = None if key_file is None else key_file.read_bytes()
         found = auditlog.verify(directory, tenant=tenant or None, expected=expected, keys=keys)
-        return _proven([proof.as_dict() for proof in found], expected)
+        return proven([proof.as_dict() for proof in found], expected)
     except FileNotFoundError as exc:
         raise WsFuseError(
             f"{directory} is not the folder of an audit log: there is no {exc.filename}"
@@ -269,7 +269,8 @@ def verify(
         raise WsFuseError(f"the public key cannot be read: {exc}") from None
 
 
-def _proven(proofs: list[dict[str, Any]], expected: Iterable[str]) -> Report:
+def proven(proofs: list[dict[str, Any]], expected: Iterable[str] = ()) -> Report:
+    """What *proofs* say; *expected*: hashes that must be among what was found."""
     missing = [hash for hash in expected if not any(hash in proof["found"] for proof in proofs)]
     report = Report({"proofs": proofs, "missing": missing})
     report.ok = not missing and not any(proof["fault"] for proof in proofs)
@@ -366,7 +367,8 @@ def _print(entries: Iterable[dict[str, Any]], as_json: bool) -> int:
     return count
 
 
-def _report(entries: list[dict[str, Any]]) -> Report:
+def listed(entries: list[dict[str, Any]]) -> Report:
+    """Entries as a table."""
     report = Report(entries)
     if not entries:
         return report.line("No such entry.")

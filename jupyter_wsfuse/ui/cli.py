@@ -338,6 +338,21 @@ def serve(front: Front, directory: str, port: int | None, token_file: str | None
     return Code.OK
 
 
+@cli.command()
+@click.pass_obj
+def panel(front: Front) -> Any:
+    """Mounts, profile, limits and audit log as they change, with buttons; in a notebook."""
+    if front.terminal:
+        raise click.UsageError(
+            "the panel is for a notebook, `%wsfuse panel`; here, `wsfuse status` and `wsfuse stats --watch`"
+        )
+    try:
+        from jupyter_wsfuse.ui.widgets import WorkspacePanel
+    except ImportError as exc:
+        raise MountError(f"the panel needs ipywidgets ({exc}): pip install ipywidgets") from exc
+    return WorkspacePanel()
+
+
 # --- running a command -----------------------------------------------------------------------------------------
 
 
@@ -367,10 +382,10 @@ def explain(exc: BaseException, front: Front) -> str:
     return front.words(message)
 
 
-def run(arguments: list[str], front: Front) -> Report | int:
-    """Run one command line. Raises what the command raises."""
+def run(arguments: list[str], front: Front) -> Any:
+    """Run one command line; returns its :class:`Report`, exit code, or widget. Raises what the command raises."""
     result = cli.main(args=arguments, prog_name=front.prefix, standalone_mode=False, obj=front)
-    return result if isinstance(result, Report | int) else Code.OK
+    return Code.OK if result is None else result
 
 
 def main(arguments: list[str] | None = None) -> int:

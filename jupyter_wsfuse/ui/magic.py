@@ -71,6 +71,7 @@ def wsfuse(line: str, cell: str | None = None) -> Any:
     %wsfuse prefetch PATH           bring what lies below a path here, before it is needed
     %wsfuse status                  what is mounted, and how the connection is
     %wsfuse stats                   operations, how long they took, and what they waited for
+    %wsfuse panel                   all of that as it changes, limits and the audit log, with buttons
     %%wsfuse profile                runs a cell, and says what it did with the mount and what would be faster
     %wsfuse sync                    wait until everything is on the server's disk
     %wsfuse umount [DIR]            take the mount down
@@ -94,7 +95,7 @@ def wsfuse(line: str, cell: str | None = None) -> Any:
             traceback.print_exc()
         raise CommandError(cli.explain(exc, front)) from None
     if not isinstance(result, Report):
-        return None
+        return None if result is None or isinstance(result, int) else result
     if cell is not None and not result.ok:
         from IPython.display import display
 

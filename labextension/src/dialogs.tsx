@@ -158,7 +158,7 @@ export async function askToken(actions: Actions, trans: TranslationBundle): Prom
     token = (await actions.token(value)).token;
   });
   if (made) {
-    await showDialog({
+    const shown = await showDialog({
       title: trans.__('The token'),
       body: ReactWidget.create(
         <div>
@@ -168,6 +168,8 @@ export async function askToken(actions: Actions, trans: TranslationBundle): Prom
       ),
       buttons: [Dialog.okButton({ label: trans.__('Copy and close') })]
     });
-    Clipboard.copyToSystem(token);
+    if (shown.button.accept) {
+      Clipboard.copyToSystem(token);
+    }
   }
 }

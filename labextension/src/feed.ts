@@ -10,6 +10,8 @@ export const SPOKEN = [1];
 const MISMATCH = 4406;
 const FIRST_PAUSE = 500;
 const LONGEST_PAUSE = 30_000;
+/** Milliseconds that the server may take to say hello. */
+const GREETING = 20_000;
 
 export type Trouble = 'not-installed' | 'forbidden' | 'unreachable' | 'mismatch';
 
@@ -83,6 +85,13 @@ export class Feed {
     const socket = this._options.connect();
     this._socket = socket;
     this._greeted = false;
+    this._timer = this._later(() => {
+      this._timer = null;
+      if (socket === this._socket && !this._greeted) {
+        this._drop();
+        this._closed(1006);
+      }
+    }, GREETING);
     socket.onopen = () => {
       if (socket === this._socket) {
         socket.send(JSON.stringify({ type: 'hello', feed: SPOKEN, version: this._options.version }));
@@ -110,6 +119,7 @@ export class Feed {
     const { events } = this._options;
     switch (message?.type) {
       case 'hello':
+        this._cancel();
         this._greeted = true;
         this._pause = FIRST_PAUSE;
         this._seq = 0;
@@ -124,6 +134,7 @@ export class Feed {
         this._socket?.send(this._watched);
         break;
       case 'mismatch':
+        this._cancel();
         this._ended = true;
         events.trouble('mismatch', String(message.version ?? ''));
         break;
@@ -154,6 +165,7 @@ export class Feed {
   private _closed(code: number): void {
     this._socket = null;
     this._greeted = false;
+    this._cancel();
     if (this._disposed) {
       return;
     }
@@ -161,10 +173,10 @@ export class Feed {
       this._ended = true;
       return;
     }
-    const { later, random, diagnose, events } = this._options;
+    const { random, diagnose, events } = this._options;
     const pause = this._pause * (0.75 + 0.5 * (random ?? Math.random)());
     this._pause = Math.min(2 * this._pause, LONGEST_PAUSE);
-    this._timer = (later ?? ((work, ms) => window.setTimeout(work, ms)))(() => {
+    this._timer = this._later(() => {
       this._timer = null;
       if (this._any) {
         this._open();
@@ -178,6 +190,11 @@ export class Feed {
       },
       () => undefined
     );
+  }
+
+  private _later(work: () => void, milliseconds: number): number {
+    const { later } = this._options;
+    return later ? later(work, milliseconds) : window.setTimeout(work, milliseconds);
   }
 
   private _drop(): void {

@@ -29,9 +29,8 @@ export class StatusItem extends ReactWidget {
     const calm = ['connected', 'parked', 'mounting', 'unmounting'];
     const troubled = mounts.filter(mount => !calm.includes(mount.state)).length;
     const trans = this._trans;
-    const text = troubled
-      ? trans.__('%1 mounts, %2 in trouble', mounts.length, troubled)
-      : trans._n('%1 mount', '%1 mounts', mounts.length);
+    const all = trans._n('%1 mount', '%1 mounts', mounts.length);
+    const text = troubled ? trans.__('%1, %2 in trouble', all, troubled) : all;
     return (
       <button type="button" title={trans.__('Show the workspace’s mounts')} onClick={this._open}>
         <span

@@ -25,7 +25,7 @@ class Socket implements ISocket {
 
 class World {
   sockets: Socket[] = [];
-  timers: { work: () => void; milliseconds: number }[] = [];
+  timers: { work: () => void; milliseconds: number; greeting: boolean }[] = [];
   told: any[] = [];
   trouble: Trouble = 'unreachable';
   feed = new Feed({
@@ -43,12 +43,18 @@ class World {
       changed: (paths, more) => this.told.push(['changed', paths, more]),
       trouble: (kind, detail) => this.told.push(['trouble', kind, detail])
     },
-    later: (work, milliseconds) => this.timers.push({ work, milliseconds }),
+    later: (work, milliseconds) =>
+      this.timers.push({ work, milliseconds, greeting: milliseconds === 20_000 }),
     never: timer => {
       this.timers[timer - 1].work = () => undefined;
     },
     random: () => 0.5
   });
+
+  /** Those that were set to try again, and not to wait for a hello. */
+  get pauses(): { work: () => void; milliseconds: number }[] {
+    return this.timers.filter(({ greeting }) => !greeting);
+  }
 
   get last(): Socket {
     return this.sockets[this.sockets.length - 1];
@@ -118,17 +124,17 @@ test('a connection that goes is tried again, each time later, and the reason is 
     world.last.onclose({ code: 1006 });
     await Promise.resolve();
     await Promise.resolve();
-    world.timers[world.timers.length - 1].work();
+    world.pauses[world.pauses.length - 1].work();
   }
   assert.deepEqual(
-    world.timers.map(({ milliseconds }) => milliseconds),
+    world.pauses.map(({ milliseconds }) => milliseconds),
     [500, 1000, 2000, 4000, 8000, 16000, 30000, 30000, 30000]
   );
   assert.deepEqual(world.told[0], ['trouble', 'not-installed', '']);
   world.greet();
   assert.deepEqual(world.told[world.told.length - 1], ['trouble', null, '']);
   world.last.onclose({ code: 1006 });
-  assert.equal(world.timers[world.timers.length - 1].milliseconds, 500);
+  assert.equal(world.pauses[world.pauses.length - 1].milliseconds, 500);
 });
 
 test('it does not try again while nobody looks', () => {
@@ -137,7 +143,7 @@ test('it does not try again while nobody looks', () => {
   world.greet();
   world.feed.watch([], {});
   world.last.onclose({ code: 1006 });
-  world.timers[0].work();
+  world.pauses[0].work();
   assert.equal(world.sockets.length, 1);
   world.feed.watch(['mounts'], {});
   assert.equal(world.sockets.length, 2);
@@ -150,7 +156,7 @@ test('a server of another version ends it until the user tries again', () => {
   world.last.says({ type: 'mismatch', feed: [2], version: '2.0.0' });
   world.last.onclose({ code: 4406 });
   assert.deepEqual(world.told, [['trouble', 'mismatch', '2.0.0']]);
-  assert.equal(world.timers.length, 0);
+  assert.equal(world.pauses.length, 0);
   world.feed.watch(['profile'], {});
   assert.equal(world.sockets.length, 1);
   world.feed.retry();
@@ -169,4 +175,21 @@ test('after it is disposed of nothing happens any more', () => {
   world.feed.retry();
   assert.equal(world.told.length, told);
   assert.equal(world.sockets.length, 1);
+});
+
+test('a server that never says hello is given up, and tried again', async () => {
+  const world = new World();
+  world.feed.watch(['mounts'], {});
+  const socket = world.last;
+  socket.onopen({});
+  world.timers[0].work();
+  assert.ok(socket.closed);
+  await Promise.resolve();
+  await Promise.resolve();
+  assert.deepEqual(world.told, [['trouble', 'unreachable', '']]);
+  world.pauses[0].work();
+  assert.equal(world.sockets.length, 2);
+  world.greet();
+  world.timers[2].work();
+  assert.ok(!world.last.closed);
 });

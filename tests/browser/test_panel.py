@@ -50,7 +50,7 @@ def test_mounted_used_denied_and_unmounted_from_the_panel_alone(lab: Lab, tmp_pa
     with pytest.raises(PermissionError):
         (path / "raw/measured.csv").write_text("3,4\n")
     lab.view("audit")
-    lab.says("raw/measured.csv", "denied by the rule", "deny write,delete /raw/**")
+    lab.says("raw/measured.csv", "EACCES", "rule: deny write,delete /raw/**")
     lab.all('#jp-wsfuse-panel input[type="checkbox"]')[0].click()
     lab.until(lambda: "file19" not in lab.text and "raw/measured.csv" in lab.text, "only what was denied")
     lab.click("Verify")
@@ -182,7 +182,7 @@ def test_the_views_fit_and_can_be_used_by_everybody(lab: Lab, mounted: live.Moun
         lab.view(view)
         lab.until(lambda: "Asking the server" not in lab.text, f"{view} has figures")
         if view == "audit":
-            lab.says("denied by the rule")
+            lab.says("rule: deny write,delete /raw/**")
         wide, room = lab.browser.execute_script(
             "const body = document.querySelector('#jp-wsfuse-view'); return [body.scrollWidth, body.clientWidth]"
         )

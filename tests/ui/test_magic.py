@@ -16,6 +16,7 @@ from jupyter_wsfuse.errors import TransportError
 from jupyter_wsfuse.mount import launcher, registry
 from jupyter_wsfuse.ui import magic
 from jupyter_wsfuse.ui.render import Report
+from jupyter_wsfuse.ui.widgets import WorkspacePanel
 
 
 @pytest.fixture
@@ -50,6 +51,14 @@ def test_status_is_an_object(shell: InteractiveShell) -> None:
     assert result.data == []
     assert "%wsfuse mount" in out
     assert run(shell, "s = %wsfuse status --json\ns")[0] == []
+
+
+def test_the_panel_is_a_widget(shell: InteractiveShell) -> None:
+    result, _, _, success = run(shell, "panel = %wsfuse panel\npanel")
+    assert success
+    assert isinstance(result, WorkspacePanel)
+    result.close()
+    assert "is for a notebook" in run(shell, "!wsfuse panel")[1]
 
 
 def test_help(shell: InteractiveShell) -> None:

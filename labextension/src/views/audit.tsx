@@ -145,8 +145,9 @@ function Entries(props: IViewProps): JSX.Element {
 function Entry(props: IViewProps & { entry: IEntry }): JSX.Element {
   const { entry, trans } = props;
   const denied = entry.success === false;
-  const why = entry.rule
-    ? trans.__('denied by the rule %1', entry.rule)
+  const rule = entry.rule?.replace(/^.*?rule \d+: /, ''); // whose it is, and its number, are in the title
+  const why = rule
+    ? trans.__('rule: %1', rule)
     : denied
       ? [entry.errno, entry.message].filter(Boolean).join(': ')
       : entry.bytes
@@ -174,7 +175,7 @@ function Entry(props: IViewProps & { entry: IEntry }): JSX.Element {
           <span className="jp-wsfuse-muted">{entry.client}</span>
         )}
       </div>
-      <div className="jp-wsfuse-line jp-wsfuse-muted" data-denied={denied} title={why}>
+      <div className="jp-wsfuse-line jp-wsfuse-muted" data-denied={denied} title={entry.rule ?? why}>
         {why}
       </div>
     </>

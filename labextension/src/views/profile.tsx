@@ -78,7 +78,7 @@ export function ProfileView(props: IViewProps): JSX.Element {
         </select>
         <Button
           label={trans.__('Reset')}
-          disabled={!model.hello?.may.act}
+          disabled={!model.hello?.may.act || scope.startsWith('server ')}
           onClick={() => run(trans.__('Reset'), () => actions.resetProfile(scope))}
         />
         <Button label={trans.__('Export')} onClick={save} />
