@@ -33,9 +33,7 @@ from jupyter_wsfuse.ui import audit, prefetch, profile, render, tokens, views
 from jupyter_wsfuse.ui.arguments import Directory, Policies, Size, json_option, mount_point
 from jupyter_wsfuse.ui.options import given_token, token_file
 from jupyter_wsfuse.ui.render import Report
-
-#: Where `mount` mounts when no directory is given.
-DEFAULT_DIR = "~/wsfuse"
+from jupyter_wsfuse.ui.workspace import DEFAULT_DIR
 
 
 class Code(enum.IntEnum):
