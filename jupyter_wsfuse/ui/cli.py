@@ -336,6 +336,10 @@ def serve(front: Front, directory: str, port: int | None, token_file: str | None
     return Code.OK
 
 
+#: The panel that was shown last.
+_panel: Any = None
+
+
 @cli.command()
 @click.pass_obj
 def panel(front: Front) -> Any:
@@ -348,7 +352,11 @@ def panel(front: Front) -> Any:
         from jupyter_wsfuse.ui.widgets import WorkspacePanel
     except ImportError as exc:
         raise MountError(f"the panel needs ipywidgets ({exc}): pip install ipywidgets") from exc
-    return WorkspacePanel()
+    global _panel
+    if _panel is not None:
+        _panel.close()  # a cell that is run again shows another one in its place
+    _panel = WorkspacePanel()
+    return _panel
 
 
 # --- running a command -----------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import ipywidgets
 from jupyter_wsfuse.client import audit_http
 from jupyter_wsfuse.client.discovery import Server, discover
 from jupyter_wsfuse.client.tickets_http import call
-from jupyter_wsfuse.errors import NotMountedError, WsFuseError
+from jupyter_wsfuse.errors import MountError, NotMountedError, WsFuseError
 from jupyter_wsfuse.mount import launcher
 from jupyter_wsfuse.mount.provider import why_not
 from jupyter_wsfuse.ui import audit, views
@@ -101,6 +101,12 @@ def profile(path: str | None) -> Report:
     return Workspace(path).stats()
 
 
+def _words(exc: BaseException) -> str:
+    """What *exc* says, with commands as they are typed in a notebook."""
+    said = str(exc) if isinstance(exc, WsFuseError | OSError) else f"{type(exc).__name__}: {exc}"
+    return said.replace("`wsfuse ", "`%wsfuse ")
+
+
 # --- the panel -------------------------------------------------------------------------------------------------
 
 
@@ -110,11 +116,13 @@ class WorkspacePanel(ipywidgets.VBox):
 
     def __init__(self, server: Server | None = None, **options: Any) -> None:
         self._server = server
+        self._given = server is not None
+        self._insisting = ""  # the mount that could not be synced: unmounting it once more is by force
         self._closing = threading.Event()
         self._hurry = threading.Event()
         self._busy = threading.Lock()
         self._said = ""
-        self._areas = {view: ipywidgets.HTML() for view in VIEWS}
+        self._areas = {view: ipywidgets.HTML("Looking …") for view in VIEWS}
         self._message = ipywidgets.HTML()
         self._chosen = ipywidgets.Dropdown(options=[], description="Mount:")
         self._folder = ipywidgets.Text(value=DEFAULT_DIR, description="Folder:")
@@ -196,9 +204,11 @@ class WorkspacePanel(ipywidgets.VBox):
             except NotMountedError:
                 report, pause = Report({}).line("Nothing is mounted."), NEAR
             except (WsFuseError, OSError) as exc:
-                report = Report({}).line(str(exc), "fail")
+                report = Report({}).line(_words(exc), "fail")
                 report.line("`%wsfuse doctor` says what is missing. Trying again.", "hint")
                 pause = min(2 * max(pause, FAR), LONGEST)
+                if not self._given:
+                    self._server = None  # it may be another one by now
             except Exception as exc:  # of this side; the panel goes on
                 report, pause = Report({}).line(f"{type(exc).__name__}: {exc}", "fail"), LONGEST
             if not self._closing.is_set():
@@ -256,8 +266,8 @@ class WorkspacePanel(ipywidgets.VBox):
                 self._tell(f"{label} …")
                 try:
                     self._tell(work())
-                except (WsFuseError, OSError) as exc:
-                    self._tell(f"{label}: {exc}", failed=True)
+                except Exception as exc:  # whatever it is: nobody else hears of it
+                    self._tell(f"{label}: {_words(exc)}", failed=True)
             self._hurry.set()
 
         threading.Thread(target=run, name=f"wsfuse-{label.lower()}", daemon=True).start()
@@ -288,8 +298,18 @@ class WorkspacePanel(ipywidgets.VBox):
 
     def _unmount(self) -> str:
         workspace = self._picked()
-        workspace.sync()
-        return str(workspace.unmount())
+        force = self._insisting == workspace.path
+        if not force:
+            try:
+                workspace.sync()
+            except (WsFuseError, OSError) as exc:
+                self._insisting = workspace.path
+                raise MountError(
+                    f"{_words(exc)}\nIt may be that not everything is on the server. Unmount once more to take "
+                    f"{workspace.path} down all the same."
+                ) from exc
+        self._insisting = ""
+        return str(workspace.unmount(force=force))
 
     def _reset(self) -> str:
         self._picked().reset()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,8 +59,14 @@ def test_the_panel_is_a_widget(shell: InteractiveShell) -> None:
     result, _, _, success = run(shell, "panel = %wsfuse panel\npanel")
     assert success
     assert isinstance(result, WorkspacePanel)
-    result.close()
-    assert "is for a notebook" in run(shell, "!wsfuse panel")[1]
+    again = run(shell, "panel = %wsfuse panel\npanel")[0]
+    assert result._closing.is_set()
+    again.close()
+    done = subprocess.run(
+        [sys.executable, "-m", "jupyter_wsfuse.ui.cli", "panel"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "is for a notebook" in done.stderr
 
 
 def test_help(shell: InteractiveShell) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 import jupyter_wsfuse
 from jupyter_wsfuse.client.discovery import Server
+from jupyter_wsfuse.mount import registry
 from jupyter_wsfuse.ui import widgets
 from jupyter_wsfuse.ui.widgets import WorkspacePanel, limits
 from jupyter_wsfuse.ui.workspace import Workspace
@@ -136,6 +137,25 @@ def test_an_engine_that_dies_is_shown_until_the_next_one_serves(
         (mounted.path / "after").write_text("text")
         eventually(lambda: server.engine_pid() not in (0, before))
         eventually(lambda: "connected" in panel.text and "reconnecting" not in panel.text)
+
+
+def test_a_mount_whose_server_is_gone_is_unmounted_when_that_is_insisted_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with live.start_server(tmp_path / "workspace", tmp_path / "home") as server:
+        for name in ("HOME", "WSFUSE_RUNTIME_DIR"):
+            monkeypatch.setenv(name, server.env[name])
+        workspace = Workspace.mount(server.url, str(tmp_path / "m"), token=server.token, deadline=1.0)
+    panel = WorkspacePanel()
+    try:
+        eventually(lambda: "reconnecting" in panel.text)
+        button(panel, "Unmount").click()
+        eventually(lambda: "Unmount once more" in panel._message.value)
+        assert registry.kernel_mount(workspace.path)
+        button(panel, "Unmount").click()
+        eventually(lambda: not registry.kernel_mount(workspace.path))
+    finally:
+        panel.close()
 
 
 def test_a_workspace_is_an_object(here: Server, server: live.Live, tmp_path: Path) -> None:
